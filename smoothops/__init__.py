@@ -1,0 +1,66 @@
+"""smoothops: soft, differentiable versions of the operations that stop gradients, for PyTorch.
+
+Every operator is one equation, y = argmax_{y in C} <theta, y> - eps Omega(y): a polytope C, a smoothing, an encoding.
+Use it as ``import smoothops as so``; names that shadow builtins (max, min, sort) follow torch.
+"""
+
+# ruff: noqa: A004, I001  - the order below is the reading order; the names are torch's
+from .smoothing import Hard, Smoothing, StraightThrough, straight_through
+from .regularizers import BinaryEntropy, Entropy, Laplace, Mixing, Quadratic, Regularizer, Tsallis
+from .polytopes import CappedSimplex, Hypercube, OrderPolytope, Permutahedron, Polytope, Simplex
+from .operators import (
+    amax,
+    amin,
+    argmax,
+    argmin,
+    entmax,
+    isotonic,
+    max,
+    min,
+    mixing_eps,
+    rank,
+    sort,
+    sparsemax,
+    topk,
+    topk_mask,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # smoothings
+    "Smoothing",
+    "Hard",
+    "StraightThrough",
+    "straight_through",
+    # regularizers
+    "Regularizer",
+    "Quadratic",
+    "Entropy",
+    "Tsallis",
+    "BinaryEntropy",
+    "Laplace",
+    "Mixing",
+    "mixing_eps",
+    # polytopes
+    "Polytope",
+    "Simplex",
+    "CappedSimplex",
+    "Hypercube",
+    "Permutahedron",
+    "OrderPolytope",
+    # operators
+    "argmax",
+    "argmin",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "sparsemax",
+    "entmax",
+    "sort",
+    "rank",
+    "topk",
+    "topk_mask",
+    "isotonic",
+]

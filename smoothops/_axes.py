@@ -1,0 +1,184 @@
+"""The only place that handles ``dim``, ``keepdim``, ``where`` and dtypes.
+
+An operator works on the last dimension, in a wide floating dtype. :class:`Axes` brings a tensor there and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+Dim = int | Sequence[int] | None
+
+
+def check_tensor(x: object, name: str = "x") -> Tensor:
+    """``x`` as a floating-point tensor; integers and bools promote to the default dtype."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}; wrap it in torch.as_tensor")
+    if x.is_complex():
+        raise TypeError(f"{name} has dtype {x.dtype}: complex numbers have no order; pass x.abs() or x.real")
+    return x if x.is_floating_point() else x.to(torch.get_default_dtype())
+
+
+def check_number(value: object, name: str) -> None:
+    """Raise unless ``value`` is a Python number or a real tensor."""
+    if isinstance(value, Tensor):
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"{name} must be a real tensor, got dtype {value.dtype}")
+    elif isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
+
+
+def concrete(value: Tensor) -> bool:
+    """Whether the numbers in ``value`` may be looked at: eager, outside transforms, on the CPU."""
+    if torch.compiler.is_compiling():
+        return False
+    return value.device.type == "cpu" and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of all inner arithmetic: float64, except where the device has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def normalize_dims(dim: Dim, ndim: int) -> tuple[int, ...]:
+    """``dim`` as a tuple of distinct non-negative ints; ``None`` and ``()`` mean all dimensions."""
+    if dim is None:
+        dims: tuple[int, ...] = tuple(range(ndim))
+    elif isinstance(dim, int) and not isinstance(dim, bool):
+        dims = (dim,)
+    elif isinstance(dim, (tuple, list)) and all(isinstance(d, int) and not isinstance(d, bool) for d in dim):
+        dims = tuple(dim) or tuple(range(ndim))
+    else:
+        raise TypeError(f"dim must be an int, a tuple of ints or None, got {dim!r}")
+    reach = max(ndim, 1)
+    for d in dims:
+        if not -reach <= d < reach:
+            raise IndexError(f"dim {d} is out of range for a tensor of {ndim} dimensions; expected {-reach}..{reach - 1}")
+    if ndim == 0:
+        return ()
+    dims = tuple(d % ndim for d in dims)
+    if len(set(dims)) != len(dims):
+        raise ValueError(f"dim {dim!r} names a dimension twice")
+    return dims
+
+
+class Axes:
+    """Brings tensors shaped like ``x`` to ``(..., n)``, the chosen dims flattened last, and back."""
+
+    def __init__(self, x: Tensor, dim: Dim = -1) -> None:
+        self.shape, self.ndim = x.shape, x.ndim
+        self.dtype, self.device = x.dtype, x.device
+        self.wide = wide_dtype(x.device)
+        self.dims = normalize_dims(dim, x.ndim)
+        self.kept = tuple(d for d in range(x.ndim) if d not in self.dims)
+        self.order = self.kept + self.dims
+        self.batch = tuple(x.shape[d] for d in self.kept)
+        self.sizes = tuple(x.shape[d] for d in self.dims)
+        self.n = 1
+        for size in self.sizes:
+            self.n *= size
+
+    def load(self, x: Tensor) -> Tensor:
+        """``x`` as ``(..., n)`` in the wide dtype."""
+        return self._last(x).to(self.wide)
+
+    def _last(self, x: Tensor) -> Tensor:
+        return x.permute(self.order).reshape(*self.batch, self.n)
+
+    def mask(self, where: Tensor | None) -> Tensor | None:
+        """A bool mask, broadcast to ``x``, as ``(..., n)``."""
+        if where is None:
+            return None
+        if not isinstance(where, Tensor) or where.dtype != torch.bool:
+            raise TypeError(f"where must be a bool tensor, got {getattr(where, 'dtype', type(where).__name__)}")
+        return self._last(self._broadcast(where, "where"))
+
+    def like(self, values: Tensor, name: str) -> Tensor:
+        """A real tensor, broadcast to ``x``, as ``(..., n)`` in the wide dtype."""
+        return self.load(self._broadcast(check_tensor(values, name), name))
+
+    def _broadcast(self, values: Tensor, name: str) -> Tensor:
+        try:
+            return values.expand(self.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"{name} of shape {tuple(values.shape)} does not broadcast to x of shape {tuple(self.shape)}"
+            ) from None
+
+    def parameter(self, value: float | Tensor, name: str) -> Tensor:
+        """A number, 0-d tensor, or tensor of ``x.ndim`` dims with size 1 along dim, as ``(..., 1)``."""
+        check_number(value, name)
+        ones = (1,) * (len(self.kept) + 1)
+        if not isinstance(value, Tensor):
+            return torch.full(ones, float(value), dtype=self.wide, device=self.device)
+        if value.ndim == 0:
+            return value.to(device=self.device, dtype=self.wide).reshape(ones)
+        fits = value.ndim == self.ndim and all(value.shape[d] == 1 for d in self.dims)
+        if not fits or any(value.shape[d] not in (1, self.shape[d]) for d in self.kept):
+            want = tuple(1 if d in self.dims else s for d, s in enumerate(self.shape))
+            raise ValueError(
+                f"{name} of shape {tuple(value.shape)} does not fit x of shape {tuple(self.shape)} along dim "
+                f"{self.dims}; pass a number, a 0-d tensor, or shape {want} (any of its sizes may be 1)"
+            )
+        moved = value.permute(self.order)
+        return moved.reshape(*moved.shape[: len(self.kept)], 1).to(self.wide)
+
+    def restore(self, y: Tensor) -> Tensor:
+        """``(..., n)`` back to the shape and dtype of ``x``."""
+        inverse = [self.order.index(d) for d in range(self.ndim)]
+        return y.reshape(*self.batch, *self.sizes).permute(inverse).to(self.dtype)
+
+    def restore_last(self, y: Tensor) -> Tensor:
+        """``(..., m)`` with a new length ``m`` back to where the single dim stood."""
+        if self.ndim == 0:
+            return y.reshape(y.shape[-1:]).to(self.dtype)
+        return y.movedim(-1, self.dims[0]).to(self.dtype)
+
+    def restore_parameter(self, p: Tensor) -> Tensor:
+        """``(..., 1)`` back to the dims of ``x``, with size 1 along the chosen dims: what :meth:`parameter` takes."""
+        return self.reduced(p.expand(*self.batch, 1), True)
+
+    def reduced(self, y: Tensor, keepdim: bool) -> Tensor:
+        """``(..., 1)``, one number a row, back, as torch's reductions shape it."""
+        y = y.reshape(self.batch).to(self.dtype)
+        if keepdim:
+            for d in sorted(self.dims):
+                y = y.unsqueeze(d)
+        return y
+
+
+def single_dim(dim: int) -> int:
+    """``dim`` for the operators that order one dimension."""
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"dim must be an int, got {dim!r}; an order runs along one dimension, flatten the others first")
+    return dim
+
+
+class Rows(Axes):
+    """``x`` as rows ``(..., n)`` ready for arithmetic: absent items 0, rows with a NaN 0 until :meth:`poisoned`."""
+
+    def __init__(self, x: Tensor, dim: Dim = -1, where: Tensor | None = None, *, together: bool = True) -> None:
+        x = check_tensor(x)
+        super().__init__(x, dim)
+        self.present = self.mask(where)
+        values = self.load(x)
+        if self.present is not None:
+            values = torch.where(self.present, values, 0)
+        bad = values.isnan()
+        if together:
+            bad = bad.any(-1, keepdim=True)
+        self.x = torch.where(bad, 0, values)
+        # NaN in the answer, and in the gradient, of the rows that hold a NaN; 0 elsewhere
+        self.poison = torch.where(bad, torch.nan, 0.0) * torch.where(bad, values, 0)
+
+    def poisoned(self, y: Tensor) -> Tensor:
+        """``y`` of shape ``(..., n)`` with NaN in the rows that hold one."""
+        return y + self.poison
+
+    def poisoned_value(self, value: Tensor) -> Tensor:
+        """``value`` of shape ``(..., 1)`` with NaN in the rows that hold one."""
+        return value + self.poison.sum(-1, keepdim=True)

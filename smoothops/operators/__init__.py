@@ -1,0 +1,23 @@
+"""The drop-in operators: encode the input as a linear programme over a polytope, smooth it, decode the answer."""
+
+from .choice import Extremum, amax, amin, argmax, argmin, entmax, max, min, sparsemax, topk_mask
+from .order import isotonic, rank, sort, topk
+from .strength import mixing_eps
+
+__all__ = [
+    "Extremum",
+    "amax",
+    "amin",
+    "argmax",
+    "argmin",
+    "entmax",
+    "isotonic",
+    "max",
+    "min",
+    "mixing_eps",
+    "rank",
+    "sort",
+    "sparsemax",
+    "topk",
+    "topk_mask",
+]

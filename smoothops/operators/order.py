@@ -1,0 +1,209 @@
+"""Orders: rank, sort and top-k values over the permutahedron, isotonic regression over the monotone cone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .._axes import Rows, check_tensor, single_dim
+from ..polytopes import OrderPolytope, Permutahedron
+from ..polytopes.base import check_role
+from ..polytopes.permutahedron import Sorted
+from ..regularizers import Mixing, Quadratic, Regularizer, check_positive
+from ..smoothing import Problem, SmoothingLike, as_smoothing
+
+Strength = Callable[[Regularizer], Tensor]
+
+
+# --- an order: the permutahedron -------------------------------------------------------------------------------------
+
+
+def sort(
+    x: Tensor, dim: int = -1, descending: bool = False, stable: bool = False, *, where: Tensor | None = None,
+    fill: float = torch.nan, smoothing: SmoothingLike = None,
+) -> Tensor:  # fmt: skip
+    """Soft sort: y = argmax <rho, y> - eps Omega(y) over the permutahedron of x, rho = (1, ..., n).
+
+    Args:
+        x: (..., n, ...).
+        descending: largest first, the flip of ascending.
+        stable: accepted; ties are always differentiated along the stable order.
+        where: bool mask; the present items come sorted, then ``fill`` in place of the absent ones.
+        smoothing: a number eps, in the unit 1/x, means Quadratic(eps): equal to torch.sort iff all gaps are <= 1/eps.
+            None: Quadratic(Mixing(3.0)), eps from the data. Entropy: log argmax over the permutahedron of e^x. Or Hard.
+
+    Returns: values, a tensor like torch.msort. Quadratic keeps the sum; infinities stay exact and carry no gradient.
+    Raises: ValueError for a smoothing that does not sort. Complexity: O(n log n) time, O(n) memory.
+    Source: Blondel, Teboul, Berthet, Djolonga 2020, "Fast differentiable sorting and ranking".
+
+    Example:
+        >>> so.sort(torch.tensor([5.0, 1.0, 2.0]), smoothing=1.0)
+        tensor([1.6667, 2.6667, 3.6667])
+    """
+    rows, problem, _ = _sorting(x, dim, descending, where)
+    y = rows.poisoned(as_smoothing(smoothing, Quadratic, Mixing(3.0)).solve(problem))
+    if rows.present is not None:
+        m = rows.present.sum(-1, keepdim=True)
+        y = torch.where(torch.arange(rows.n, device=y.device) < m, y, fill)
+    return rows.restore(y)
+
+
+def _sorting(x: Tensor, dim: int, descending: bool, where: Tensor | None) -> tuple[Rows, Problem, Strength]:
+    """The sort of x as a programme in theta = rho over the permutahedron of x."""
+    rows = Rows(x, single_dim(dim), where)
+    order, present = _descending_order(rows, stable_ascending=not descending)
+    values, rho = rows.x.gather(-1, order), _positions(rows, present)
+
+    def arranged(y: Tensor) -> Tensor:
+        """From largest first, absent items last, to the order asked for."""
+        if descending:
+            return y
+        if present is None:
+            return y.flip(-1)
+        m = present.sum(-1, keepdim=True)
+        index = torch.arange(rows.n, device=y.device)
+        return y.gather(-1, torch.where(index < m, m - 1 - index, index))
+
+    def soft(reg: Regularizer) -> Tensor:
+        check_role(reg, Permutahedron.role, "sort")
+        return arranged(Sorted(rho, values, present).solve(rows, reg))
+
+    def strength(reg: Regularizer) -> Tensor:
+        return Sorted(rho, values, present).strength(rows, reg)
+
+    return rows, Problem(lambda: arranged(values), soft), strength
+
+
+def rank(
+    x: Tensor, dim: int = -1, descending: bool = False, *, weights: Tensor | None = None, where: Tensor | None = None,
+    smoothing: SmoothingLike = None,
+) -> Tensor:  # fmt: skip
+    """Soft ranks: y = argmax <x, y> - eps Omega(y) over the permutahedron of (1, ..., n).
+
+    Args:
+        x: (..., n, ...).
+        descending: the largest has rank 1: ``rank(-x)``.
+        weights: positive item weights, broadcastable to x; an integer weight counts as so many copies (Quadratic, Hard).
+        where: bool mask; the ranks run over the present items, absent ones have rank 0.
+        smoothing: a number eps, in the unit of x, means Quadratic(eps): equal to hard ranks iff all gaps are >= eps.
+            None: Quadratic(Mixing(3.0)), eps from the data. Also Entropy, Hard (ties averaged).
+
+    Returns: ranks in [1, n], the smallest 1 unless descending; they sum to n (n + 1)/2. Infinities are extremes.
+    Raises: ValueError for a smoothing that does not rank, or weights <= 0. Complexity: O(n log n) time, O(n) memory.
+    Source: Blondel, Teboul, Berthet, Djolonga 2020, "Fast differentiable sorting and ranking".
+
+    Example:
+        >>> so.rank(torch.tensor([5.0, 1.0, 2.0]), smoothing=2.0)
+        tensor([3.0000, 1.2500, 1.7500])
+    """
+    rows, problem, _ = _ranking(x, dim, descending, weights, where)
+    return rows.restore(rows.poisoned(as_smoothing(smoothing, Quadratic, Mixing(3.0)).solve(problem)))
+
+
+def _ranking(
+    x: Tensor, dim: int, descending: bool, weights: Tensor | None, where: Tensor | None
+) -> tuple[Rows, Problem, Strength]:
+    """The ranks of x as a programme in theta = x over the permutahedron of the positions."""
+    x = check_tensor(x)
+    rows = Rows(-x if descending else x, single_dim(dim), where)
+    order, present = _descending_order(rows)
+    w = None
+    if weights is not None:
+        check_positive(weights, "weights", zero=False)
+        w = rows.like(weights, "weights").gather(-1, order)
+    rho = _positions(rows, present, w)
+    ordered = Sorted(rows.x.gather(-1, order), rho, present, w)
+
+    def back(y: Tensor) -> Tensor:
+        return torch.zeros_like(rows.x).scatter(-1, order, y)
+
+    def soft(reg: Regularizer) -> Tensor:
+        check_role(reg, Permutahedron.role, "rank")
+        if weights is not None and not isinstance(reg, Quadratic):
+            raise ValueError(f"weights in rank need Quadratic or Hard, got {type(reg).__name__}")
+        return back(ordered.argmax(rows, reg))
+
+    def hard() -> Tensor:
+        return back(ordered.ties(rho)).detach()
+
+    return rows, Problem(hard, soft), lambda reg: ordered.strength(rows, reg, ordered.pooled_w(reg))
+
+
+def topk(
+    x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True, *, where: Tensor | None = None,
+    fill: float = torch.nan, smoothing: SmoothingLike = None,
+) -> Tensor:  # fmt: skip
+    """Soft top-k values: the first k of the soft :func:`sort`, largest first.
+
+    Args:
+        x: (..., n, ...).
+        k: how many, an int in [0, n].
+        largest: False for the k smallest, smallest first.
+        sorted: accepted; the values are always sorted.
+        where, fill: bool mask, and the value in place of missing items where fewer than k are present.
+        smoothing: as in :func:`sort`; eps has the unit 1/x.
+
+    Returns: values (..., k, ...). For weights over the items see :func:`topk_mask`.
+    Raises: ValueError for k out of range. Complexity: O(n log n) time, O(n) memory.
+
+    Example:
+        >>> so.topk(torch.tensor([5.0, 1.0, 2.0]), 2, smoothing=1.0)
+        tensor([3.6667, 2.6667])
+    """
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k must be an int, got {k!r}; for fractional or tensor k see topk_mask")
+    x = check_tensor(x)
+    n = x.shape[dim] if x.ndim else 1
+    if not 0 <= k <= n:
+        raise ValueError(f"k = {k} is out of range for dim {dim} of size {n}; expected 0 <= k <= {n}")
+    values = sort(x, dim, largest, where=where, fill=fill, smoothing=smoothing)
+    return values.narrow(dim, 0, k) if x.ndim else values.reshape(1)[:k].reshape(() if k else (0,))
+
+
+def isotonic(x: Tensor, dim: int = -1, decreasing: bool = False, *, weights: Tensor | None = None) -> Tensor:
+    """Isotonic regression: argmin sum_i weights_i (y_i - x_i)^2 over y_1 <= ... <= y_n (>= if ``decreasing``).
+
+    Args:
+        x: (..., n, ...).
+        weights: positive, broadcastable to x, with gradient; 1 by default.
+
+    Returns: the fit, shaped like x. NaN or an infinity in a row gives NaN in that row.
+    Raises: ValueError for weights <= 0. Complexity: O(n). Source: Best, Chakravarti 1990.
+
+    Example:
+        >>> so.isotonic(torch.tensor([1.0, 3.0, 2.0, 4.0]))
+        tensor([1.0000, 2.5000, 2.5000, 4.0000])
+    """
+    rows = Rows(x, single_dim(dim))
+    w = None
+    if weights is not None:
+        check_positive(weights, "weights", zero=False)
+        w = rows.like(weights, "weights")
+    return rows.restore(rows.poisoned(OrderPolytope(decreasing).project(rows.x, w)))
+
+
+def _descending_order(rows: Rows, stable_ascending: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The permutation that puts the largest first and absent items last, and ``present`` in that order."""
+    x = rows.x.detach()
+    if stable_ascending:  # the flip of a stable ascending order, so that ties end up in order once flipped back
+        order = x.argsort(dim=-1, stable=True).flip(-1)
+    else:
+        order = x.argsort(dim=-1, descending=True, stable=True)
+    if rows.present is None:
+        return order, None
+    absent = (~rows.present).gather(-1, order)
+    order = order.gather(-1, absent.to(torch.int8).argsort(dim=-1, stable=True))
+    return order, rows.present.gather(-1, order)
+
+
+def _positions(rows: Rows, present: Tensor | None, weights: Tensor | None = None) -> Tensor:
+    """rho = (m, ..., 1) for the m present items, largest first; mid-ranks of the cumulative weight where there are any."""
+    if weights is not None:
+        weights = weights if present is None else torch.where(present, weights, 0)
+        return weights.sum(-1, keepdim=True) - weights.cumsum(-1) + weights / 2 + 0.5
+    rho = torch.arange(rows.n, 0, -1, dtype=rows.wide, device=rows.device)
+    if present is None:
+        return rho.expand_as(rows.x)
+    return (rho - (rows.n - present.sum(-1, keepdim=True))).clamp(min=0)

@@ -1,0 +1,7 @@
+"""Polytopes C over which y = argmax_{y in C} <theta, y> - eps Omega(y) is solved."""
+
+from .base import Polytope
+from .permutahedron import OrderPolytope, Permutahedron
+from .simplex import CappedSimplex, Hypercube, Simplex
+
+__all__ = ["CappedSimplex", "Hypercube", "OrderPolytope", "Permutahedron", "Polytope", "Simplex"]

@@ -1,0 +1,117 @@
+"""What a polytope is: a set C over which linear functions can be maximized, hard or regularized."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .._axes import Rows
+from ..regularizers import FAMILIES, Mixing, Quadratic, Regularizer
+from ..smoothing import Problem, SmoothingLike, as_smoothing
+
+
+class Polytope(ABC):
+    """A set C of vectors y of shape (..., n). Each method works on the last dimension.
+
+    argmax:  y(theta) = argmax_{y in C} <theta, y> - eps Omega(y)
+    max:     m(theta) = max_{y in C}    <theta, y> - eps Omega(y),     grad m = y
+    """
+
+    role: ClassVar[str]  # what a regularizer must declare to soften this set
+    default: ClassVar[type[Regularizer]] = Quadratic  # the regularizer that a bare number means
+    default_eps: ClassVar[Any] = Mixing(3.0)
+    coupled: ClassVar[bool] = True  # the items of a row depend on each other
+
+    # --- what a subclass supplies, on rows (..., n) -------------------------------------------------------------------
+
+    @abstractmethod
+    def _hard(self, rows: Rows) -> Tensor:
+        """A vertex that maximizes <x, y>, ties as torch breaks them."""
+
+    @abstractmethod
+    def _soft(self, rows: Rows, reg: Regularizer) -> Tensor:
+        """The regularized argmax."""
+
+    @abstractmethod
+    def _soft_max(self, rows: Rows, reg: Regularizer) -> Tensor:
+        """The regularized maximum, (..., 1)."""
+
+    @abstractmethod
+    def strength(self, rows: Rows, reg: Regularizer) -> Tensor:
+        """eps as (..., 1), chosen from the data where it is ``Mixing``."""
+
+    @abstractmethod
+    def contains(self, y: Tensor, tol: float = 1e-6) -> Tensor:
+        """Whether each y (..., n) lies in C up to ``tol``: bool of shape (...)."""
+
+    @abstractmethod
+    def vertices(self, n: int | None = None) -> Tensor:
+        """All vertices, (number, n). Exponentially many for most sets: for tests and small n."""
+
+    def _family(self, reg: Regularizer) -> type[Regularizer]:
+        """The scalar functions that ``reg`` stands for on this set."""
+        return type(reg)
+
+    def _vertex_energy(self, rows: Rows, family: type[Regularizer], shape: Tensor) -> Tensor:
+        """sum omega at a vertex, (..., 1) or broadcastable: what shifts Omega to 0 there."""
+        return family.vertex(shape) * rows.x.sum(-1, keepdim=True)
+
+    def _hard_max(self, rows: Rows) -> Tensor:
+        y = self._hard(rows)
+        return torch.where(y == 0, 0, rows.x * y).sum(-1, keepdim=True)
+
+    # --- what a user calls --------------------------------------------------------------------------------------------
+
+    def maximize(self, theta: Tensor) -> Tensor:
+        """A vertex y that maximizes <theta, y>; ties as torch breaks them. theta: (..., n)."""
+        rows = Rows(theta, together=self.coupled)
+        return rows.restore(rows.poisoned(self._hard(rows)))
+
+    def argmax(self, theta: Tensor, smoothing: SmoothingLike = None) -> Tensor:
+        """The regularized argmax y(theta), shaped like theta (..., n); raises ValueError for an unsupported smoothing."""
+        rows = Rows(theta, together=self.coupled)
+        y = self.problem(rows, smoothing)
+        return rows.restore(rows.poisoned(y))
+
+    def max(self, theta: Tensor, smoothing: SmoothingLike = None) -> Tensor:
+        """The regularized maximum m(theta), shape (...); its gradient is ``argmax``."""
+        rows = Rows(theta, together=self.coupled)
+        return rows.reduced(rows.poisoned_value(self.value_problem(rows, smoothing)), False)
+
+    def penalty(self, y: Tensor, smoothing: SmoothingLike = None) -> Tensor:
+        """eps Omega(y) for y in C, shape (...), shifted to be 0 at the vertices of C. Hard has penalty 0."""
+        reg = as_smoothing(smoothing, self.default, self.default_eps)
+        rows = Rows(y)
+        if not isinstance(reg, Regularizer):
+            return torch.zeros(rows.batch, dtype=rows.dtype, device=rows.device)
+        if isinstance(reg.eps, Mixing):
+            raise ValueError("penalty needs a number or tensor eps: Mixing depends on theta, see mixing_eps")
+        family, shape = self._family(self.check(reg)), rows.parameter(reg.shape, "alpha")
+        omega = family.omega(rows.x, shape).sum(-1, keepdim=True) - self._vertex_energy(rows, family, shape)
+        return rows.reduced(rows.poisoned_value(rows.parameter(reg.eps, "eps") * omega), False)
+
+    # --- shared with the operators ------------------------------------------------------------------------------------
+
+    def problem(self, rows: Rows, smoothing: SmoothingLike) -> Tensor:
+        bound = as_smoothing(smoothing, self.default, self.default_eps)
+        return bound.solve(Problem(lambda: self._hard(rows), lambda reg: self._soft(rows, self.check(reg))))
+
+    def value_problem(self, rows: Rows, smoothing: SmoothingLike, hard: Callable[[Rows], Tensor] | None = None) -> Tensor:
+        bound = as_smoothing(smoothing, self.default, self.default_eps)
+        return bound.solve(Problem(lambda: (hard or self._hard_max)(rows), lambda reg: self._soft_max(rows, self.check(reg))))
+
+    def check(self, reg: Regularizer) -> Regularizer:
+        """``reg``, or a ValueError that lists what softens this set."""
+        check_role(reg, self.role, type(self).__name__)
+        return reg
+
+
+def check_role(reg: Regularizer, role: str, name: str) -> None:
+    """Raise a ValueError that lists what is allowed, unless ``reg`` can soften ``name``."""
+    if role not in type(reg).roles:
+        allowed = ", ".join(sorted(f for f, c in FAMILIES.items() if role in c.roles))
+        raise ValueError(f"{type(reg).__name__} is not defined on {name}; use one of {allowed}, or Hard")

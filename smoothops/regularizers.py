@@ -1,0 +1,392 @@
+"""Regularizers: the objects eps * Omega in y = argmax_{y in C} <theta, y> - eps * Omega(y).
+
+Each is separable, Omega(y) = sum_i omega(y_i), and supplies five scalar functions of z = theta/eps - tau:
+
+    psi(z)  = max_y  z y - omega(y)      the conjugate
+    phi(z)  = psi'(z)                    the coordinate of the answer, nondecreasing
+    dphi(z) = psi''(z)
+    phi_inverse(y)                       where phi is invertible
+    vertex  = omega(1)                   so that Omega can be shifted to be 0 at the vertices of C
+
+Every algorithm of the library is generic in them. An unbounded phi is placed so that phi(0) = 1: an upper bound
+y <= 1 is then z <= 0 for each of them, and Quadratic (alpha = 2) and Entropy (alpha = 1) are Tsallis members exactly.
+
+They use only exp, expm1, log, log1p and exact arithmetic: torch's sigmoid and logaddexp round differently in the tail of
+a vector, so that the answer for one row would depend on where the row lies in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ._axes import check_number, concrete
+from .kernels.torch import LOGSUMEXP, MEAN
+from .smoothing import Problem, Smoothing
+
+FAMILIES: dict[str, type[Regularizer]] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Mixing:
+    """A strength that adapts to the data: eps, one a row, such that an output mixes about ``inputs`` inputs.
+
+    A fixed eps is dead or hard at some length and scale; ``Quadratic(Mixing(3.0))`` is neither. See
+    :func:`mixing_eps` for what is counted. The chosen eps carries no gradient.
+
+    Example:
+        >>> so.rank(torch.tensor([0.1, 0.2, 1e6]), smoothing=so.Quadratic(so.Mixing(3.0))).shape
+        torch.Size([3])
+    """
+
+    inputs: float = 3.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.inputs, Tensor) or isinstance(self.inputs, bool) or not self.inputs >= 1:
+            raise ValueError(f"Mixing needs a number of inputs >= 1, got {self.inputs!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Regularizer(Smoothing):
+    """eps * Omega. ``eps`` is a number, a positive tensor (0-d, or of x's dims with size 1 along dim), or ``Mixing``."""
+
+    eps: float | Tensor | Mixing
+
+    roles: ClassVar[frozenset[str]] = frozenset()  # the kinds of polytope that it softens
+    bounded: ClassVar[bool] = False  # phi lies in [0, 1] by itself
+    newton_steps: ClassVar[int] = 2  # plain steps that carry derivatives: 1 is exact where phi'' = 0
+    log_residual: ClassVar[bool] = False  # Newton on log sum phi converges faster than on sum phi
+    pool_rule: ClassVar[int] = MEAN  # how a block of a permutahedron is summed up, and w as that rule takes it
+    to_pool: ClassVar[Callable[[Tensor], Tensor]] = staticmethod(lambda w: w)
+    from_pool: ClassVar[Callable[[Tensor], Tensor]] = staticmethod(lambda y: y)
+    closed_argmax: ClassVar[Callable[[Tensor], Tensor] | None] = None  # on the simplex
+    closed_max: ClassVar[Callable[[Tensor], Tensor] | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        FAMILIES[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.eps, Mixing):
+            check_positive(self.eps, f"{type(self).__name__} eps", zero=not isinstance(self.eps, Tensor))
+
+    @property
+    def shape(self) -> float | Tensor:
+        """The parameter of phi beside eps; 1 where there is none."""
+        return 1.0
+
+    @classmethod
+    def on_box(cls) -> type[Regularizer]:
+        """The scalar functions that this regularizer stands for where no sum couples the items."""
+        return cls
+
+    def solve(self, problem: Problem) -> Tensor:
+        if not isinstance(self.eps, (Tensor, Mixing)) and self.eps == 0:
+            return problem.hard()
+        return problem.soft(self)
+
+    @staticmethod
+    def phi(z: Tensor, shape: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @staticmethod
+    def dphi(z: Tensor, shape: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @staticmethod
+    def psi(z: Tensor, shape: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @staticmethod
+    def phi_inverse(y: Tensor, shape: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @staticmethod
+    def omega(y: Tensor, shape: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @staticmethod
+    def vertex(shape: Tensor) -> Tensor | float:
+        return 0.0
+
+
+def check_positive(value: float | Tensor, name: str, *, zero: bool) -> None:
+    """Raise unless a number, or every entry of a tensor that may be looked at, is positive (or zero, if allowed)."""
+    check_number(value, name)
+    if isinstance(value, Tensor):
+        if concrete(value) and not bool((value > 0).all()):
+            raise ValueError(f"{name} must be positive everywhere, got a minimum of {value.min().item()}")
+    elif math.isnan(value) or value < 0 or (value == 0 and not zero) or math.isinf(value):
+        raise ValueError(f"{name} must be positive{' or 0 (hard)' if zero else ''} and finite, got {value}")
+
+
+def log_ratio(z: Tensor, beta: Tensor) -> Tensor:
+    """log(1 + beta z) / beta, z at beta = 0, with accurate derivatives in both for beta z > -1."""
+    t = beta * z
+    small = t.abs() < 1e-2
+    s = torch.where(small, t, 0)
+    series = 1 - s * (1 / 2 - s * (1 / 3 - s * (1 / 4 - s * (1 / 5 - s * (1 / 6 - s * (1 / 7 - s * (1 / 8 - s / 9)))))))
+    safe_beta = torch.where(small, 1, beta)
+    return torch.where(small, z * series, torch.log1p(torch.where(small, 0, t)) / safe_beta)
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Tsallis(Regularizer):
+    """Tsallis entropies: Omega(y) = sum (y^alpha - y) / (alpha (alpha - 1)), so that argmax is entmax_alpha.
+
+    alpha = 1 is Entropy (softmax), 1.5 entmax-1.5, 2 Quadratic (sparsemax). phi(z) = max(1 + (alpha-1) z, 0)^(1/(alpha-1)).
+    On CappedSimplex the answer is clipped at 1; the p-norm relaxation of strength eps is Tsallis(p, eps (p - 1)).
+
+    Args:
+        alpha: >= 1; a number or a tensor shaped as eps may be, with gradient.
+        eps: strength, in the unit of x; a number, a positive tensor with gradient, or ``Mixing``.
+
+    Source: Peters, Niculae, Martins 2019, "Sparse sequence-to-sequence models".
+
+    Example:
+        >>> so.argmax(torch.tensor([1.0, 0.3, -0.2, 0.8]), smoothing=so.Tsallis(1.5, 1.0))
+        tensor([0.4970, 0.1260, 0.0110, 0.3660])
+    """
+
+    alpha: float | Tensor
+
+    roles = frozenset({"simplex", "capped"})
+
+    def __init__(self, alpha: float | Tensor, eps: float | Tensor | Mixing) -> None:
+        object.__setattr__(self, "alpha", alpha)
+        object.__setattr__(self, "eps", eps)
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self.alpha, "Tsallis alpha")
+        if isinstance(self.alpha, Tensor):
+            if concrete(self.alpha) and not bool((self.alpha >= 1).all()):
+                raise ValueError(f"Tsallis alpha must be >= 1 everywhere, got a minimum of {self.alpha.min().item()}")
+        elif not 1 <= self.alpha < math.inf:
+            raise ValueError(f"Tsallis alpha must be a finite number >= 1, got {self.alpha}")
+
+    @property
+    def shape(self) -> float | Tensor:
+        return self.alpha
+
+    @staticmethod
+    def _log_phi(z: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
+        beta = shape - 1
+        support = 1 + beta * z > 0
+        return support, log_ratio(torch.where(support, z, 0), beta)
+
+    @staticmethod
+    def phi(z: Tensor, shape: Tensor) -> Tensor:
+        support, log_y = Tsallis._log_phi(z, shape)
+        return torch.where(support, log_y.exp(), 0)
+
+    @staticmethod
+    def dphi(z: Tensor, shape: Tensor) -> Tensor:
+        support, log_y = Tsallis._log_phi(z, shape)
+        return torch.where(support, ((2 - shape) * log_y).exp(), 0)
+
+    @staticmethod
+    def psi(z: Tensor, shape: Tensor) -> Tensor:
+        support, log_y = Tsallis._log_phi(z, shape)
+        return torch.where(support, (shape * log_y).exp() / shape, 0)
+
+    @staticmethod
+    def phi_inverse(y: Tensor, shape: Tensor) -> Tensor:
+        beta = shape - 1
+        log_y = y.log()
+        return torch.where(beta == 0, log_y, torch.expm1(beta * log_y) / torch.where(beta == 0, 1, beta))
+
+    @staticmethod
+    def omega(y: Tensor, shape: Tensor) -> Tensor:
+        # (y^alpha/alpha - y)/(alpha - 1) = y ((y^beta - 1)/beta - 1)/alpha: exact at alpha = 1 too
+        positive = y > 0
+        safe = torch.where(positive, y, 1)
+        return torch.where(positive, safe * (Tsallis.phi_inverse(safe, shape) - 1) / shape, 0)
+
+    @staticmethod
+    def vertex(shape: Tensor) -> Tensor | float:
+        return -1 / shape
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratic(Regularizer):
+    """Squared Euclidean norm: Omega(y) = |y|^2 / 2, 0 at the vertices; the answer is the projection of theta/eps onto C.
+
+    Sparse and piecewise linear: argmax is sparsemax, rank and sort are those of Blondel et al. 2020.
+
+    Args:
+        eps: strength, in the unit of theta/y; a number, a positive tensor with gradient, or ``Mixing``.
+
+    Source: Martins, Astudillo 2016; Blondel, Teboul, Berthet, Djolonga 2020, "Fast differentiable sorting and ranking".
+
+    Example:
+        >>> so.rank(torch.tensor([5.0, 1.0, 2.0]), smoothing=so.Quadratic(2.0))
+        tensor([3.0000, 1.2500, 1.7500])
+    """
+
+    roles = frozenset({"simplex", "capped", "box", "order", "permutahedron"})
+    newton_steps = 1
+
+    @staticmethod
+    def phi(z: Tensor, shape: Tensor) -> Tensor:
+        return torch.where(z > -1, 1 + z, 0)
+
+    @staticmethod
+    def dphi(z: Tensor, shape: Tensor) -> Tensor:
+        return torch.where(z > -1, torch.ones_like(z), 0)
+
+    @staticmethod
+    def psi(z: Tensor, shape: Tensor) -> Tensor:
+        return torch.where(z > -1, (1 + z).square() / 2, 0)
+
+    @staticmethod
+    def phi_inverse(y: Tensor, shape: Tensor) -> Tensor:
+        return y - 1
+
+    @staticmethod
+    def omega(y: Tensor, shape: Tensor) -> Tensor:
+        return y.square() / 2 - y
+
+    @staticmethod
+    def vertex(shape: Tensor) -> Tensor | float:
+        return -0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Entropy(Regularizer):
+    """Shannon's negative entropy: Omega(y) = sum y log y, 0 at the vertices; argmax is softmax(theta/eps).
+
+    On CappedSimplex phi = min(e^z, 1); on the Hypercube it means BinaryEntropy; on a sort it means
+    log argmax over the permutahedron of e^x, so that negative values can be sorted too.
+
+    Args:
+        eps: strength, in the unit of theta; a number, a positive tensor with gradient, or ``Mixing``.
+
+    Source: Blondel, Roulet 2024, "The elements of differentiable programming".
+
+    Example:
+        >>> so.argmax(torch.tensor([0.0, 1.0]), smoothing=so.Entropy(1.0))
+        tensor([0.2689, 0.7311])
+    """
+
+    roles = frozenset({"simplex", "capped", "box", "permutahedron"})
+    log_residual = True
+    pool_rule = LOGSUMEXP
+    to_pool, from_pool = staticmethod(torch.log), staticmethod(torch.exp)
+    closed_argmax = staticmethod(lambda u: torch.softmax(u, -1))
+    closed_max = staticmethod(lambda u: torch.logsumexp(u, -1, keepdim=True))
+
+    @classmethod
+    def on_box(cls) -> type[Regularizer]:
+        return BinaryEntropy
+
+    @staticmethod
+    def phi(z: Tensor, shape: Tensor) -> Tensor:
+        return z.exp()
+
+    dphi = phi
+    psi = phi
+
+    @staticmethod
+    def phi_inverse(y: Tensor, shape: Tensor) -> Tensor:
+        return y.log()
+
+    @staticmethod
+    def omega(y: Tensor, shape: Tensor) -> Tensor:
+        return torch.special.xlogy(y, y) - y
+
+    @staticmethod
+    def vertex(shape: Tensor) -> Tensor | float:
+        return -1.0
+
+
+@dataclass(frozen=True, eq=False)
+class BinaryEntropy(Regularizer):
+    """Fermi-Dirac entropy: Omega(y) = sum y log y + (1 - y) log(1 - y); phi is the logistic sigmoid.
+
+    The Fermi-Dirac k-subset: the optimal-transport top-k of Xie et al. 2020 at strength e is this one at e/2.
+
+    Args:
+        eps: strength, in the unit of theta; a number, a positive tensor with gradient, or ``Mixing``.
+
+    Source: Blondel, Roulet 2024; Sander et al. 2023, "Fast, differentiable and sparse top-k".
+
+    Example:
+        >>> so.topk_mask(torch.tensor([1.0, 0.3, -0.2, 0.8]), 2, smoothing=so.BinaryEntropy(0.25))
+        tensor([0.8776, 0.3036, 0.0557, 0.7631])
+    """
+
+    roles = frozenset({"capped", "box"})
+    bounded = True
+    log_residual = True
+
+    @staticmethod
+    def phi(z: Tensor, shape: Tensor) -> Tensor:
+        t = torch.where(z < 0, z, -z).exp()
+        return torch.where(z < 0, t, 1) / (1 + t)
+
+    @staticmethod
+    def dphi(z: Tensor, shape: Tensor) -> Tensor:
+        t = torch.where(z < 0, z, -z).exp()
+        return t / (1 + t).square()  # not s (1 - s), which cancels for large z
+
+    @staticmethod
+    def psi(z: Tensor, shape: Tensor) -> Tensor:
+        return torch.log1p(torch.where(z < 0, z, -z).exp()) + torch.where(z < 0, 0, z)
+
+    @staticmethod
+    def phi_inverse(y: Tensor, shape: Tensor) -> Tensor:
+        return y.log() - torch.log1p(-y)
+
+    @staticmethod
+    def omega(y: Tensor, shape: Tensor) -> Tensor:
+        return torch.special.xlogy(y, y) + torch.special.xlogy(1 - y, 1 - y)
+
+
+@dataclass(frozen=True, eq=False)
+class Laplace(Regularizer):
+    """The regularizer whose phi is the distribution function of the Laplace law (LapSum).
+
+    phi(z) = e^z / 2 for z < 0, 1 - e^-z / 2 else; omega(y) = y log 2y - y for y <= 1/2, mirrored above.
+
+    Args:
+        eps: strength, in the unit of theta; a number, a positive tensor with gradient, or ``Mixing``.
+
+    Source: Struski et al. 2025, "LapSum: one method to differentiate them all".
+
+    Example:
+        >>> so.topk_mask(torch.tensor([1.0, 0.0, -1.0]), 1, smoothing=so.Laplace(0.1)).sum()
+        tensor(1.)
+    """
+
+    roles = frozenset({"capped"})
+    bounded = True
+    log_residual = True
+
+    @staticmethod
+    def phi(z: Tensor, shape: Tensor) -> Tensor:
+        tail = Laplace.dphi(z, shape)
+        return torch.where(z < 0, tail, 1 - tail)
+
+    @staticmethod
+    def dphi(z: Tensor, shape: Tensor) -> Tensor:
+        return torch.where(z < 0, z, -z).exp() / 2  # not -|z|, whose derivative at 0 is 0
+
+    @staticmethod
+    def psi(z: Tensor, shape: Tensor) -> Tensor:
+        return Laplace.dphi(z, shape) + torch.where(z < 0, 0, z)
+
+    @staticmethod
+    def phi_inverse(y: Tensor, shape: Tensor) -> Tensor:
+        return torch.where(y < 0.5, torch.log(2 * y), -torch.log(2 * (1 - y)))
+
+    @staticmethod
+    def omega(y: Tensor, shape: Tensor) -> Tensor:
+        low = torch.minimum(y, 1 - y)
+        return torch.special.xlogy(low, 2 * low) - low
