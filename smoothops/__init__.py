@@ -4,7 +4,7 @@ Every operator is one equation, y = argmax_{y in C} <theta, y> - eps Omega(y): a
 Use it as ``import smoothops as so``; names that shadow builtins (max, min, sort) follow torch.
 """
 
-# ruff: noqa: A004, I001  - the order below is the reading order; the names are torch's
+# ruff: noqa: I001, RUF022  - the order below is the reading order
 from .smoothing import Hard, Smoothing, StraightThrough, straight_through
 from .regularizers import BinaryEntropy, Entropy, Laplace, Mixing, Quadratic, Regularizer, Tsallis
 from .polytopes import CappedSimplex, Hypercube, OrderPolytope, Permutahedron, Polytope, Simplex

@@ -57,7 +57,9 @@ def normalize_dims(dim: Dim, ndim: int) -> tuple[int, ...]:
     reach = max(ndim, 1)
     for d in dims:
         if not -reach <= d < reach:
-            raise IndexError(f"dim {d} is out of range for a tensor of {ndim} dimensions; expected {-reach}..{reach - 1}")
+            raise IndexError(
+                f"dim {d} is out of range for a tensor of {ndim} dimensions; expected {-reach}..{reach - 1}"
+            )
     if ndim == 0:
         return ()
     dims = tuple(d % ndim for d in dims)
@@ -140,7 +142,11 @@ class Axes:
 
     def restore_parameter(self, p: Tensor) -> Tensor:
         """``(..., 1)`` back to the dims of ``x``, with size 1 along the chosen dims: what :meth:`parameter` takes."""
-        return self.reduced(p.expand(*self.batch, 1), True)
+        dtype = torch.promote_types(self.dtype, torch.float32)  # a strength may leave the range of a half type
+        p = p.expand(*self.batch, 1).reshape(self.batch).to(dtype)
+        for d in sorted(self.dims):
+            p = p.unsqueeze(d)
+        return p
 
     def reduced(self, y: Tensor, keepdim: bool) -> Tensor:
         """``(..., 1)``, one number a row, back, as torch's reductions shape it."""

@@ -8,8 +8,8 @@ Each is separable, Omega(y) = sum_i omega(y_i), and supplies five scalar functio
     phi_inverse(y)                       where phi is invertible
     vertex  = omega(1)                   so that Omega can be shifted to be 0 at the vertices of C
 
-Every algorithm of the library is generic in them. An unbounded phi is placed so that phi(0) = 1: an upper bound
-y <= 1 is then z <= 0 for each of them, and Quadratic (alpha = 2) and Entropy (alpha = 1) are Tsallis members exactly.
+Every algorithm of the library is generic in them. An unbounded phi is placed so that phi(0) = 1: a bound
+y <= 1 is then z <= 0 for all, and Quadratic (alpha = 2) and Entropy (alpha = 1) are Tsallis members exactly.
 
 They use only exp, expm1, log, log1p and exact arithmetic: torch's sigmoid and logaddexp round differently in the tail of
 a vector, so that the answer for one row would depend on where the row lies in memory.
@@ -18,7 +18,6 @@ a vector, so that the answer for one row would depend on where the row lies in m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -47,13 +46,13 @@ class Mixing:
     inputs: float = 3.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.inputs, Tensor) or isinstance(self.inputs, bool) or not self.inputs >= 1:
+        if isinstance(self.inputs, (Tensor, bool)) or not self.inputs >= 1:
             raise ValueError(f"Mixing needs a number of inputs >= 1, got {self.inputs!r}")
 
 
 @dataclass(frozen=True, eq=False)
 class Regularizer(Smoothing):
-    """eps * Omega. ``eps`` is a number, a positive tensor (0-d, or of x's dims with size 1 along dim), or ``Mixing``."""
+    """eps * Omega. ``eps``: a number, a positive tensor (0-d, or of x's dims with size 1 along dim), or ``Mixing``."""
 
     eps: float | Tensor | Mixing
 
@@ -61,11 +60,8 @@ class Regularizer(Smoothing):
     bounded: ClassVar[bool] = False  # phi lies in [0, 1] by itself
     newton_steps: ClassVar[int] = 2  # plain steps that carry derivatives: 1 is exact where phi'' = 0
     log_residual: ClassVar[bool] = False  # Newton on log sum phi converges faster than on sum phi
-    pool_rule: ClassVar[int] = MEAN  # how a block of a permutahedron is summed up, and w as that rule takes it
-    to_pool: ClassVar[Callable[[Tensor], Tensor]] = staticmethod(lambda w: w)
-    from_pool: ClassVar[Callable[[Tensor], Tensor]] = staticmethod(lambda y: y)
-    closed_argmax: ClassVar[Callable[[Tensor], Tensor] | None] = None  # on the simplex
-    closed_max: ClassVar[Callable[[Tensor], Tensor] | None] = None
+    pool_rule: ClassVar[int] = MEAN  # how a block of a permutahedron is summed up
+    closed_form: ClassVar[bool] = False  # on the simplex: supplies simplex_argmax and simplex_max
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -114,6 +110,23 @@ class Regularizer(Smoothing):
     def vertex(shape: Tensor) -> Tensor | float:
         return 0.0
 
+    @staticmethod
+    def to_pool(w: Tensor) -> Tensor:
+        """The vertex w of a permutahedron in the coordinates in which its blocks are pooled."""
+        return w
+
+    @staticmethod
+    def from_pool(y: Tensor) -> Tensor:
+        return y
+
+    @staticmethod
+    def simplex_argmax(u: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @staticmethod
+    def simplex_max(u: Tensor) -> Tensor:
+        raise NotImplementedError
+
 
 def check_positive(value: float | Tensor, name: str, *, zero: bool) -> None:
     """Raise unless a number, or every entry of a tensor that may be looked at, is positive (or zero, if allowed)."""
@@ -139,7 +152,7 @@ def log_ratio(z: Tensor, beta: Tensor) -> Tensor:
 class Tsallis(Regularizer):
     """Tsallis entropies: Omega(y) = sum (y^alpha - y) / (alpha (alpha - 1)), so that argmax is entmax_alpha.
 
-    alpha = 1 is Entropy (softmax), 1.5 entmax-1.5, 2 Quadratic (sparsemax). phi(z) = max(1 + (alpha-1) z, 0)^(1/(alpha-1)).
+    alpha = 1 is Entropy (softmax), 2 Quadratic (sparsemax). phi(z) = max(1 + b z, 0)^(1/b), b = alpha - 1.
     On CappedSimplex the answer is clipped at 1; the p-norm relaxation of strength eps is Tsallis(p, eps (p - 1)).
 
     Args:
@@ -216,7 +229,7 @@ class Tsallis(Regularizer):
 
 @dataclass(frozen=True, eq=False)
 class Quadratic(Regularizer):
-    """Squared Euclidean norm: Omega(y) = |y|^2 / 2, 0 at the vertices; the answer is the projection of theta/eps onto C.
+    """Squared Euclidean norm: Omega(y) = |y|^2 / 2, 0 at the vertices; argmax is the projection of theta/eps onto C.
 
     Sparse and piecewise linear: argmax is sparsemax, rank and sort are those of Blondel et al. 2020.
 
@@ -278,13 +291,27 @@ class Entropy(Regularizer):
     roles = frozenset({"simplex", "capped", "box", "permutahedron"})
     log_residual = True
     pool_rule = LOGSUMEXP
-    to_pool, from_pool = staticmethod(torch.log), staticmethod(torch.exp)
-    closed_argmax = staticmethod(lambda u: torch.softmax(u, -1))
-    closed_max = staticmethod(lambda u: torch.logsumexp(u, -1, keepdim=True))
+    closed_form = True
 
     @classmethod
     def on_box(cls) -> type[Regularizer]:
         return BinaryEntropy
+
+    @staticmethod
+    def to_pool(w: Tensor) -> Tensor:
+        return w.log()
+
+    @staticmethod
+    def from_pool(y: Tensor) -> Tensor:
+        return y.exp()
+
+    @staticmethod
+    def simplex_argmax(u: Tensor) -> Tensor:
+        return torch.softmax(u, -1)
+
+    @staticmethod
+    def simplex_max(u: Tensor) -> Tensor:
+        return torch.logsumexp(u, -1, keepdim=True)
 
     @staticmethod
     def phi(z: Tensor, shape: Tensor) -> Tensor:

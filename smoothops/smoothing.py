@@ -25,7 +25,7 @@ class Problem:
 
 
 class Smoothing(ABC):
-    """How an operator is softened. Subclasses are frozen, hold only their parameters, and are passed as ``smoothing=``."""
+    """How an operator is softened: frozen objects that hold only their parameters, passed as ``smoothing=``."""
 
     @abstractmethod
     def solve(self, problem: Problem) -> Tensor:
@@ -54,9 +54,7 @@ class Hard(Smoothing):
 SmoothingLike = Smoothing | float | Tensor | None
 
 
-def as_smoothing(
-    smoothing: SmoothingLike, default: Callable[[Any], Smoothing], eps: Any
-) -> Smoothing:
+def as_smoothing(smoothing: SmoothingLike, default: Callable[[Any], Smoothing], eps: Any) -> Smoothing:
     """The argument ``smoothing=`` of an operator as an object.
 
     A number or tensor is the strength of the operator's own regularizer ``default``, ``None`` means ``default(eps)``.

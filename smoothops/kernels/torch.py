@@ -19,8 +19,12 @@ ROUNDS = 30  # of parallel pooling, then sequentially: one outlier can need n - 
 CHECK_EVERY = 4  # rounds between two looks at whether anything is left (a host synchronization on a GPU)
 
 
-def _violates(a, sa, b, sb, m, eps, group, rule: int) -> Tensor:
+State = tuple[Tensor, ...]  # per block: a, sa, b, sb, m, eps, group, index of the first item
+
+
+def _violates(state: State, rule: int) -> Tensor:
     """Whether each block must be pooled with the next one: its answer would be the smaller of the two."""
+    a, sa, b, sb, m, eps, group, _ = state
     head, tail = slice(None, -1), slice(1, None)
     da, db = a[head] - a[tail], b[head] - b[tail]
     if rule == MEAN:
@@ -32,8 +36,12 @@ def _violates(a, sa, b, sb, m, eps, group, rule: int) -> Tensor:
     return (lhs < rhs) & (group[head] == group[tail]) & (group[head] >= 0)
 
 
-def _merge(a, sa, b, sb, m, eps, group, first, violates: Tensor, rule: int):
-    """Pools every maximal run of violating neighbours at once. Block arrays keep their length; dead ones get group -1."""
+def _merge(state: State, violates: Tensor, rule: int) -> tuple[State, Tensor]:
+    """Pools every maximal run of violating neighbours at once, and tells which blocks are left.
+
+    Arrays keep their length, so that nothing need be known on the host; the dead blocks at their end get group -1.
+    """
+    a, sa, b, sb, m, eps, group, first = state
     opens = torch.cat([torch.ones_like(violates[:1]), ~violates])
     run = opens.cumsum(0) - 1
     index = torch.arange(len(run), device=run.device)
@@ -62,7 +70,7 @@ def pool(theta: Tensor, w: Tensor, weights: Tensor, group: Tensor, eps: Tensor, 
         return torch.zeros(rows, n, dtype=torch.long, device=theta.device)
     row = torch.arange(rows, device=theta.device).unsqueeze(1)
     one = torch.ones_like(theta)
-    state = [
+    given = (
         theta,
         torch.zeros_like(theta) if rule == MEAN else one,
         w,
@@ -71,17 +79,16 @@ def pool(theta: Tensor, w: Tensor, weights: Tensor, group: Tensor, eps: Tensor, 
         eps.expand(rows, n),
         group.long() + 8 * row,
         torch.arange(rows * n, device=theta.device).view(rows, n),
-    ]
-    state = [v.reshape(-1) for v in state]
-    blocks = rows * n
+    )
+    state: State = tuple(v.reshape(-1) for v in given)
     for step in range(1, ROUNDS + 1):
-        violates = _violates(*state[:7], rule)
+        violates = _violates(state, rule)
         if step % CHECK_EVERY == 1 and not bool(violates.any()):
             break
-        state, live = _merge(*state, violates, rule)
+        state, live = _merge(state, violates, rule)
         if step % CHECK_EVERY == 0:
             blocks = int(live.sum())
-            state = [v[:blocks] for v in state]
+            state = tuple(v[:blocks] for v in state)
     else:
         state = _pool_sequentially(state, rule)
     first, group = state[7], state[6]
@@ -90,9 +97,9 @@ def pool(theta: Tensor, w: Tensor, weights: Tensor, group: Tensor, eps: Tensor, 
     return (opens.cummax(0).values.view(rows, n) - n * row).contiguous()
 
 
-def _pool_sequentially(state: list[Tensor], rule: int) -> list[Tensor]:
+def _pool_sequentially(state: State, rule: int) -> State:
     """The same pooling of the remaining blocks one after the other, on the host."""
-    a, sa, b, sb, m, eps, group, first = (v.tolist() for v in state)
+    a, sa, b, sb, m, eps, group = (v.tolist() for v in state[:7])
     top: list[int] = []  # indices of open blocks; a block's sums live at its first index
 
     def violates(i: int, j: int) -> bool:
@@ -117,7 +124,7 @@ def _pool_sequentially(state: list[Tensor], rule: int) -> list[Tensor]:
                 sb[i] += sb[last] * math.exp(b[last] - b[i])
     device = state[0].device
     lead = torch.tensor(top, device=device)
-    return [v[lead] for v in state]
+    return tuple(v[lead] for v in state)
 
 
 def order_statistics(x: Tensor, m: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:

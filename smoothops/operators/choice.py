@@ -194,7 +194,7 @@ def topk_mask(
         k: 0 <= k <= n, may be fractional; a number, or a tensor (0-d, or size 1 along ``dim``) with gradient.
         largest: False for the k smallest.
         where: bool mask; with fewer than k items present each of them has weight 1.
-        smoothing: a number eps, in the unit of x, means Quadratic(eps). None: Quadratic(Mixing(3.0)), eps from the data.
+        smoothing: a number eps, in the unit of x, means Quadratic(eps); None: Quadratic(Mixing(3.0)), eps from x.
             Also Entropy, Tsallis, BinaryEntropy, Laplace, Hard.
 
     Returns: weights shaped like x, summing to k along ``dim``. -inf has weight 0; ties share equally.

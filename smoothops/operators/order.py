@@ -85,7 +85,7 @@ def rank(
     Args:
         x: (..., n, ...).
         descending: the largest has rank 1: ``rank(-x)``.
-        weights: positive item weights, broadcastable to x; an integer weight counts as so many copies (Quadratic, Hard).
+        weights: positive, broadcastable to x; an integer weight counts as so many copies (Quadratic, Hard).
         where: bool mask; the ranks run over the present items, absent ones have rank 0.
         smoothing: a number eps, in the unit of x, means Quadratic(eps): equal to hard ranks iff all gaps are >= eps.
             None: Quadratic(Mixing(3.0)), eps from the data. Also Entropy, Hard (ties averaged).
@@ -199,7 +199,7 @@ def _descending_order(rows: Rows, stable_ascending: bool = False) -> tuple[Tenso
 
 
 def _positions(rows: Rows, present: Tensor | None, weights: Tensor | None = None) -> Tensor:
-    """rho = (m, ..., 1) for the m present items, largest first; mid-ranks of the cumulative weight where there are any."""
+    """rho = (m, ..., 1) for the m present items, largest first; mid-ranks of the cumulative weight if weighted."""
     if weights is not None:
         weights = weights if present is None else torch.where(present, weights, 0)
         return weights.sum(-1, keepdim=True) - weights.cumsum(-1) + weights / 2 + 0.5

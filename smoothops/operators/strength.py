@@ -63,7 +63,7 @@ _STRENGTHS: dict[Callable[..., Any], Callable[..., tuple[Rows, Strength]]] = {
 def mixing_eps(
     operator: Callable[..., Any], x: Tensor, mixing: float = 3.0, *, smoothing: Any = Quadratic, **arguments: Any
 ) -> Tensor:
-    """The eps, one a row, at which an output of ``operator`` mixes about ``mixing`` inputs: what ``Mixing`` resolves to.
+    """The eps, one a row, at which an output of ``operator`` mixes about ``mixing`` inputs.
 
     Args:
         operator: rank, sort, topk, topk_mask, argmax, argmin, amax, amin, max or min.
@@ -73,9 +73,9 @@ def mixing_eps(
         arguments: the operator's own (dim, k, descending, where, weights).
 
     Counted are: rank, sort, topk: the block size, averaged over the items; the others: 1/sum p^2, p the weights with
-    which the items move the threshold. Both are steps in eps; the answer reaches the target and lies within one step.
+    which the items move the threshold. The answer reaches the target and lies within one step of it.
 
-    Returns: detached, of x's dims with size 1 along dim, so that it can be passed on as eps. Unit as the operator's eps.
+    Returns: detached, of x's dims with size 1 along dim, ready to be passed on as eps; unit as the operator's eps.
     Raises: ValueError for another operator. Complexity: about 10 to 30 solves of the operator, after one sort.
 
     Example:

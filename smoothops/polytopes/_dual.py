@@ -106,8 +106,6 @@ def _threshold(
     return ref.reshape(*batch, 1).clone(), tau.reshape(*batch, 1).clone()
 
 
-
-
 def clipped(reg: type[Regularizer], f: Callable, z: Tensor, shape: Tensor, above: Tensor | float) -> Tensor:
     """``f(z)`` below the upper bound y = 1, which an unbounded phi reaches at z = 0, and ``above`` from there on."""
     if reg.bounded:
@@ -169,16 +167,16 @@ class Threshold:
         return tau
 
     def argmax(self) -> Tensor:
-        if not self.clip and self.family.closed_argmax is not None:
-            y = self.family.closed_argmax(self.u)
+        if not self.clip and self.family.closed_form:
+            y = self.family.simplex_argmax(self.u)
         else:
             y = self._apply(self.family.phi, self.u - self._differentiable_tau(), 1.0)
         return torch.where(self.forced, self.forced_y, y) + self.top
 
     def max(self) -> Tensor:
-        """eps (sum psi(u - tau) + k tau + k omega(1)) + k ref: by duality its derivative is y, through tau at no cost."""
-        if not self.clip and self.family.closed_max is not None:
-            value = self.eps * self.family.closed_max(self.u) + self.ref
+        """eps (sum psi(u - tau) + k tau + k omega(1)) + k ref: by duality its derivative is y."""
+        if not self.clip and self.family.closed_form:
+            value = self.eps * self.family.simplex_max(self.u) + self.ref
         else:
             tau = self._differentiable_tau()
             z, vertex = self.u - tau, self.family.vertex(self.shape)
@@ -201,11 +199,9 @@ class Threshold:
 )
 def _pool(theta: Tensor, w: Tensor, weights: Tensor, group: Tensor, eps: Tensor, rule: int) -> Tensor:
     n = max(t.shape[-1] for t in (theta, w))
-    batch, rows = _rows(theta, w, weights, group, eps)
-    rows[:4] = [r.expand(batch.numel(), n) for r in rows[:4]]
-    return kernels.pool(*rows, rule).reshape(*batch, n)
-
-
+    batch, (*rows, eps) = _rows(theta, w, weights, group, eps)
+    theta, w, weights, group = (r.expand(batch.numel(), n) for r in rows)
+    return kernels.pool(theta, w, weights, group, eps, rule).reshape(*batch, n)
 
 
 class Blocks:
@@ -282,9 +278,7 @@ class Blocks:
 # --- strength chosen by mixing ---------------------------------------------------------------------------------------
 
 
-def _search(
-    measure: Callable[[Tensor], tuple[Tensor, Tensor]], low: Tensor, high: Tensor, target: Tensor
-) -> Tensor:
+def _search(measure: Callable[[Tensor], tuple[Tensor, Tensor]], low: Tensor, high: Tensor, target: Tensor) -> Tensor:
     """The smallest eps, within a bracket in log eps, whose mixing reaches ``target``; rows are independent.
 
     ``measure(eps)`` gives the mixing, nondecreasing in eps, and a count that changes by 1 at each of its steps.
@@ -319,7 +313,6 @@ def _search(
 )
 def mixing_pool(theta: Tensor, w: Tensor, weights: Tensor, group: Tensor, rule: int, target: float) -> Tensor:
     batch, (theta, w, weights, group) = _rows(theta, w, weights, group)
-    rows, n = theta.shape
     if theta.numel() == 0:
         return theta.new_ones(*batch, 1)
     finite = group == FINITE
@@ -331,7 +324,7 @@ def mixing_pool(theta: Tensor, w: Tensor, weights: Tensor, group: Tensor, rule: 
     edge = torch.zeros_like(theta[:, :1])  # so that a row of one item has an entry to reduce over
     low = torch.cat([torch.where(usable, critical, torch.inf), edge + torch.inf], -1).amin(-1, keepdim=True) / 2
     high = torch.cat([torch.where(usable, critical, 0), edge], -1).amax(-1, keepdim=True) * 2
-    index = torch.arange(n, device=theta.device)
+    index = torch.arange(theta.shape[-1], device=theta.device)
 
     def measure(eps: Tensor) -> tuple[Tensor, Tensor]:
         start = kernels.pool(theta, w, weights, group, eps, rule)
@@ -341,8 +334,6 @@ def mixing_pool(theta: Tensor, w: Tensor, weights: Tensor, group: Tensor, rule: 
     low, high = torch.where(none, 1, low), torch.where(none, 1, high)
     goal = torch.minimum(torch.full_like(low, target), m.to(low.dtype))
     return _search(measure, low.log(), high.log(), goal).reshape(*batch, 1)
-
-
 
 
 @opaque(
@@ -379,5 +370,3 @@ def mixing_threshold(
             break
         low, high = torch.where(small, low, low - 4), torch.where(large, high, high + 4)
     return _search(measure, low, high, goal).reshape(*batch, 1)
-
-

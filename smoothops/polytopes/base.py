@@ -72,7 +72,7 @@ class Polytope(ABC):
         return rows.restore(rows.poisoned(self._hard(rows)))
 
     def argmax(self, theta: Tensor, smoothing: SmoothingLike = None) -> Tensor:
-        """The regularized argmax y(theta), shaped like theta (..., n); raises ValueError for an unsupported smoothing."""
+        """The regularized argmax y(theta), shaped like theta; ValueError for a smoothing not defined on C."""
         rows = Rows(theta, together=self.coupled)
         y = self.problem(rows, smoothing)
         return rows.restore(rows.poisoned(y))
@@ -100,9 +100,13 @@ class Polytope(ABC):
         bound = as_smoothing(smoothing, self.default, self.default_eps)
         return bound.solve(Problem(lambda: self._hard(rows), lambda reg: self._soft(rows, self.check(reg))))
 
-    def value_problem(self, rows: Rows, smoothing: SmoothingLike, hard: Callable[[Rows], Tensor] | None = None) -> Tensor:
+    def value_problem(
+        self, rows: Rows, smoothing: SmoothingLike, hard: Callable[[Rows], Tensor] | None = None
+    ) -> Tensor:
         bound = as_smoothing(smoothing, self.default, self.default_eps)
-        return bound.solve(Problem(lambda: (hard or self._hard_max)(rows), lambda reg: self._soft_max(rows, self.check(reg))))
+        return bound.solve(
+            Problem(lambda: (hard or self._hard_max)(rows), lambda reg: self._soft_max(rows, self.check(reg)))
+        )
 
     def check(self, reg: Regularizer) -> Regularizer:
         """``reg``, or a ValueError that lists what softens this set."""

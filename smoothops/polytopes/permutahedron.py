@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._axes import Rows, check_tensor, concrete
-from ..kernels.torch import MEAN
+from ..kernels.torch import LOGSUMEXP, MEAN
 from ..regularizers import Mixing, Regularizer
 from ._dual import FINITE, Blocks, mixing_pool
 from .base import Polytope
@@ -53,7 +53,7 @@ class Sorted:
         return y if self.present is None else torch.where(self.present, y, 0)
 
     def solve(self, rows: Rows, reg: Regularizer) -> Tensor:
-        """argmax over the permutahedron of w in the coordinates in which ``reg`` pools: log y from log w for Entropy."""
+        """argmax over the permutahedron of w as ``reg`` pools it: log y, from w standing for log w, for Entropy."""
         blocks, eps = self._blocks(rows, reg, self.w)
         return self._finish(blocks.argmax(self.theta, self.w, eps))
 
@@ -136,7 +136,7 @@ class Permutahedron(Polytope):
 
     def check(self, reg: Regularizer) -> Regularizer:
         reg = super().check(reg)
-        if reg.to_pool is torch.log and concrete(self.w) and not bool((self.w > 0).all()):
+        if reg.pool_rule == LOGSUMEXP and concrete(self.w) and not bool((self.w > 0).all()):
             raise ValueError(f"Entropy on Permutahedron needs w > 0, got a minimum of {self.w.min().item()}; shift w")
         return reg
 
@@ -186,7 +186,9 @@ class OrderPolytope(Polytope):
 
     def strength(self, rows: Rows, reg: Regularizer) -> Tensor:
         if isinstance(reg.eps, Mixing):
-            raise ValueError("Mixing has no meaning on the monotone cone, where eps only scales the answer; give a number")
+            raise ValueError(
+                "Mixing has no meaning on the monotone cone, where eps only scales the answer; give a number"
+            )
         return rows.parameter(reg.eps, "eps")
 
     def _soft(self, rows: Rows, reg: Regularizer) -> Tensor:

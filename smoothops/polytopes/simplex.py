@@ -111,7 +111,6 @@ class CappedSimplex(Polytope):
         return torch.tensor(sorted(rows, reverse=True), dtype=torch.float64).reshape(len(rows), n)
 
 
-
 @dataclass(frozen=True, eq=False, init=False)
 class Simplex(CappedSimplex):
     """{y >= 0 : sum y = 1}: the choice of one item. argmax is softmax, sparsemax or entmax, max a soft maximum.
