@@ -11,8 +11,8 @@ Each is separable, Omega(y) = sum_i omega(y_i), and supplies five scalar functio
 Every algorithm of the library is generic in them. An unbounded phi is placed so that phi(0) = 1: a bound
 y <= 1 is then z <= 0 for all, and Quadratic (alpha = 2) and Entropy (alpha = 1) are Tsallis members exactly.
 
-They use only exp, expm1, log, log1p and exact arithmetic: torch's sigmoid and logaddexp round differently in the tail of
-a vector, so that the answer for one row would depend on where the row lies in memory.
+They use only exp, expm1, log, log1p and exact arithmetic: torch's sigmoid and logaddexp round differently in the tail
+of a vector, so that the answer for one row would depend on where the row lies in memory.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ over a whole row (simplex, capped simplex) or over each block of pooled neighbou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -346,23 +347,34 @@ def mixing_threshold(
     batch, (x, present, k, shape) = _rows(x, present, k, shape)
     if x.numel() == 0:
         return x.new_ones(*batch, 1)
+    reg = FAMILIES[family]
+    linear = reg.newton_steps == 1
+    # items far from the threshold are 0 or 1, exactly where phi is linear: look at a window around the k-th largest
+    half = 4 * math.ceil(target) + (16 if linear else 256)
     active = present & x.isfinite()
-    m = active.sum(-1, keepdim=True).clamp(min=1)
+    ordered = torch.where(active, x, -torch.inf).sort(-1, descending=True).values
+    n_active = active.sum(-1, keepdim=True)
+    k = (k - (present & (x == torch.inf)).sum(-1, keepdim=True)).clamp(min=0)
+    centre = k.round().long()
+    skipped = (centre - half).clamp(min=0)
+    index = skipped + torch.arange(min(2 * half, x.shape[-1]), device=x.device)
+    inside = index < n_active
+    window = torch.where(inside, ordered.gather(-1, index.clamp(max=x.shape[-1] - 1)), 0)
+    m = inside.sum(-1, keepdim=True).clamp(min=1)
 
     def measure(eps: Tensor) -> tuple[Tensor, Tensor]:
-        d = Threshold(FAMILIES[family], x, eps, shape, k, present, clip).slopes()
+        d = Threshold(reg, window, eps, shape, k - skipped, inside, clip).slopes()
         d = d / d.amax(-1, keepdim=True).clamp(min=1e-300)
         mix = d.sum(-1, keepdim=True).square() / d.square().sum(-1, keepdim=True).clamp(min=1e-300)
-        return mix, mix * 1e3  # smooth in eps: settle within a thousandth of an input
+        return mix, mix if linear else mix * 1e3  # a smooth mixing settles within a thousandth of an input
 
     # a first scale: the gap around the threshold, else the range, else 1
-    ordered = torch.where(active, x, -torch.inf).sort(-1, descending=True).values
-    centre = k.round().long()
-    window = [ordered.gather(-1, torch.minimum((centre + o).clamp(min=0), m - 1)) for o in (-2, 1)]
-    spread = (window[0] - window[1]).nan_to_num(0, 0, 0)
-    whole = (ordered[:, :1] - ordered.gather(-1, m - 1)).nan_to_num(0, 0, 0)
+    def at(i: Tensor) -> Tensor:
+        return window.gather(-1, torch.minimum((i - skipped).clamp(min=0), m - 1))
+
+    spread, whole = at(centre - 2) - at(centre + 1), at(skipped) - at(skipped + m)
     scale = torch.where(spread > 0, spread, torch.where(whole > 0, whole, 1))
-    goal = torch.minimum(torch.full_like(scale, target), 0.99 * m)
+    goal = torch.minimum(torch.full_like(scale, target), m if linear else 0.99 * m)
     low, high = scale.log(), scale.log()
     for _ in range(40):
         small, large = measure(low.exp())[0] < goal, measure(high.exp())[0] >= goal

@@ -82,8 +82,8 @@ class CappedSimplex(Polytope):
         if not isinstance(reg.eps, Mixing):
             return rows.parameter(reg.eps, "eps")
         present = torch.ones_like(rows.x, dtype=torch.bool) if rows.present is None else rows.present
-        shape = rows.parameter(reg.shape, "alpha")
-        return mixing_threshold(rows.x, present, self._k(rows), shape, type(reg).__name__, self.clip, reg.eps.inputs)
+        k, shape = self._k(rows).detach(), rows.parameter(reg.shape, "alpha").detach()
+        return mixing_threshold(rows.x.detach(), present, k, shape, type(reg).__name__, self.clip, reg.eps.inputs)
 
     def _soft(self, rows: Rows, reg: Regularizer) -> Tensor:
         return self._threshold(rows, reg).argmax()
