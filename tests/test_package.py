@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import ast
 import copy
-import importlib
 import importlib.metadata
-import inspect
 import json
 import pickle
-import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -219,28 +216,6 @@ def test_files_are_short(package: str) -> None:
         assert lines <= 400, f"{path.relative_to(ROOT)} has {lines} lines; is there a second concept inside?"
 
 
-def public() -> dict[str, Any]:
-    """Every name that a module of the two packages lists in ``__all__``."""
-    found: dict[str, Any] = {}
-    for package in PACKAGES:
-        modules = [package.__name__]
-        for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if not any(part.startswith("_") for part in info.name.split(".")) and ".kernels" not in info.name:
-                modules.append(info.name)
-        seen: set[int] = set()
-        for name in modules:
-            module = importlib.import_module(name)
-            for public_name in getattr(module, "__all__", ()):
-                thing = getattr(module, public_name)
-                if id(thing) not in seen and not isinstance(thing, ModuleType):
-                    seen.add(id(thing))
-                    found[f"{name}.{public_name}"] = thing
-    return found
-
-
-PUBLIC = public()
-
-
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.__name__)
 def test_table_of_contents(package: ModuleType) -> None:
     names = package.__all__
@@ -250,25 +225,6 @@ def test_table_of_contents(package: ModuleType) -> None:
         getattr(package, name)
     hidden = {n for n, v in vars(package).items() if not n.startswith("_") and not isinstance(v, ModuleType)}
     assert hidden <= set(names), f"importable but not listed: {hidden - set(names)}"
-
-
-@pytest.mark.parametrize("name", PUBLIC)
-def test_public_docstring(name: str) -> None:
-    thing = PUBLIC[name]
-    if not callable(thing):
-        pytest.skip("a constant")
-    text = inspect.getdoc(thing)
-    assert text, f"{name} has no docstring"
-    if name.split(".")[0] != name.rpartition(".")[0]:
-        return  # listed by an inner module only: a docstring is enough
-    lines = len(text.splitlines())
-    assert lines <= 20, f"{name}: {lines} lines"
-    assert ">>>" in text or inspect.isabstract(thing) or is_record(thing), f"{name} has no example"
-
-
-def is_record(thing: Any) -> bool:
-    """A named tuple or an abstract base is explained by what returns it."""
-    return isinstance(thing, type) and (issubclass(thing, tuple) or thing in (so.Smoothing, so.Regularizer))
 
 
 def test_every_smoothing_is_listed_here() -> None:
