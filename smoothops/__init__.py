@@ -6,7 +6,8 @@ Use it as ``import smoothops as so``; names that shadow builtins (max, min, sort
 
 # ruff: noqa: I001, RUF022  - the order below is the reading order
 from .smoothing import Hard, Smoothing, StraightThrough, straight_through
-from .regularizers import BinaryEntropy, Entropy, Laplace, Mixing, Quadratic, Regularizer, Tsallis
+from ._regularizer import Mixing, Regularizer
+from .regularizers import BinaryEntropy, Entropy, Laplace, Quadratic, Tsallis
 from .polytopes import CappedSimplex, Hypercube, OrderPolytope, Permutahedron, Polytope, Simplex
 from .operators import (
     amax,

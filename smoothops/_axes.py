@@ -179,12 +179,12 @@ class Rows(Axes):
             bad = bad.any(-1, keepdim=True)
         self.x = torch.where(bad, 0, values)
         # NaN in the answer, and in the gradient, of the rows that hold a NaN; 0 elsewhere
-        self.poison = torch.where(bad, torch.nan, 0.0) * torch.where(bad, values, 0)
+        self.bad, self.poison = bad, torch.where(bad, torch.nan, 0.0) * torch.where(bad, values, 0)
 
     def poisoned(self, y: Tensor) -> Tensor:
         """``y`` of shape ``(..., n)`` with NaN in the rows that hold one."""
-        return y + self.poison
+        return torch.where(self.bad, y + self.poison, y)  # not a sum everywhere: -0 + 0 is 0
 
     def poisoned_value(self, value: Tensor) -> Tensor:
         """``value`` of shape ``(..., 1)`` with NaN in the rows that hold one."""
-        return value + self.poison.sum(-1, keepdim=True)
+        return torch.where(self.bad.any(-1, keepdim=True), value + self.poison.sum(-1, keepdim=True), value)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from .._axes import Rows, check_tensor, single_dim
+from .._regularizer import Mixing, Regularizer, check_positive
 from ..polytopes import OrderPolytope, Permutahedron
 from ..polytopes.base import check_role
 from ..polytopes.permutahedron import Sorted
-from ..regularizers import Mixing, Quadratic, Regularizer, check_positive
+from ..regularizers import Quadratic
 from ..smoothing import Problem, SmoothingLike, as_smoothing
 
 Strength = Callable[[Regularizer], Tensor]

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from .._axes import Rows
+from .._regularizer import Mixing, Regularizer
 from ..polytopes import Simplex
-from ..regularizers import Mixing, Quadratic, Regularizer
+from ..regularizers import Quadratic
 from . import choice, order
 from .order import Strength
 

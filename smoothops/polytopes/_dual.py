@@ -24,9 +24,9 @@ from torch import Tensor
 
 from .. import kernels
 from .._axes import wide_dtype
+from .._regularizer import FAMILIES, Regularizer
 from ..kernels.torch import FAR, LOGSUMEXP, MEAN
 from ..kernels.torch import threshold as threshold_kernel
-from ..regularizers import FAMILIES, Regularizer
 
 FINITE = 1  # the group of ordinary items; infinities and absent ones have their own
 SLOPE_FLOOR = 1e-150  # a flatter sum has no usable derivative: 1/S^2 must not overflow
@@ -70,7 +70,9 @@ def _batched(operator: Any, outputs: int) -> Callable[..., Any]:
 
 def _batch(*args: Any) -> torch.Size:
     """The batch dims of the tensors among ``args``, broadcast."""
-    return torch.broadcast_shapes(*(t.shape[:-1] for t in args if isinstance(t, Tensor)))
+    # not torch.broadcast_shapes, whose first call imports sympy
+    heads = (t[..., :1] if t.shape[-1] else t.new_empty(*t.shape[:-1], 1) for t in args if isinstance(t, Tensor))
+    return torch.broadcast_tensors(*heads)[0].shape[:-1]
 
 
 def _one_a_row(*args: Any) -> Tensor:

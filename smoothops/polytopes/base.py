@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .._axes import Rows
-from ..regularizers import FAMILIES, Mixing, Quadratic, Regularizer
+from .._regularizer import FAMILIES, Mixing, Regularizer
+from ..regularizers import Quadratic
 from ..smoothing import Problem, SmoothingLike, as_smoothing
 
 

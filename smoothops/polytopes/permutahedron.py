@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .._axes import Rows, check_tensor, concrete
+from .._regularizer import Mixing, Regularizer
 from ..kernels.torch import LOGSUMEXP, MEAN
-from ..regularizers import Mixing, Regularizer
 from ._dual import FINITE, Blocks, mixing_pool
 from .base import Polytope
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .._axes import Rows, check_number, concrete
+from .._regularizer import Mixing, Regularizer
 from ..kernels.torch import FAR
-from ..regularizers import Entropy, Mixing, Regularizer
+from ..regularizers import Entropy
 from ._dual import Threshold, clipped, mixing_threshold
 from .base import Polytope
 
