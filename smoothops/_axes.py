@@ -132,7 +132,7 @@ class Axes:
     def restore(self, y: Tensor) -> Tensor:
         """``(..., n)`` back to the shape and dtype of ``x``."""
         inverse = [self.order.index(d) for d in range(self.ndim)]
-        return y.reshape(*self.batch, *self.sizes).permute(inverse).to(self.dtype)
+        return y.reshape((*self.batch, *self.sizes)).permute(inverse).to(self.dtype)
 
     def restore_last(self, y: Tensor) -> Tensor:
         """``(..., m)`` with a new length ``m`` back to where the single dim stood."""
