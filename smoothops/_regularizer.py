@@ -91,6 +91,10 @@ class Regularizer(Smoothing):
         raise NotImplementedError
 
     @staticmethod
+    def cap(shape: Tensor) -> Tensor | float:
+        raise NotImplementedError
+
+    @staticmethod
     def vertex(shape: Tensor) -> Tensor | float:
         return 0.0
 

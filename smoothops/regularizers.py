@@ -1,15 +1,17 @@
 """Regularizers: the objects eps * Omega in y = argmax_{y in C} <theta, y> - eps * Omega(y).
 
-Each is separable, Omega(y) = sum_i omega(y_i), and supplies five scalar functions of z = theta/eps - tau:
+Each is separable, Omega(y) = sum_i omega(y_i), and supplies a few scalar functions of z = theta/eps - tau:
 
     psi(z)  = max_y  z y - omega(y)      the conjugate
     phi(z)  = psi'(z)                    the coordinate of the answer, nondecreasing
     dphi(z) = psi''(z)
     phi_inverse(y)                       where phi is invertible
+    cap     = phi_inverse(1)             where an upper bound y <= 1 takes hold; bounded ones need none
     vertex  = omega(1)                   so that Omega can be shifted to be 0 at the vertices of C
 
-Every algorithm of the library is generic in them. An unbounded phi is placed so that phi(0) = 1: a bound
-y <= 1 is then z <= 0 for all, and Quadratic (alpha = 2) and Entropy (alpha = 1) are Tsallis members exactly.
+Every algorithm of the library is generic in them. A shift of z is absorbed by tau: each phi is placed where it loses no
+digits. One with an edge of support and a slope there (Quadratic, Tsallis from alpha = 2 on) has the edge at z = 0, so
+that small y are differences of small numbers. Quadratic and Entropy are Tsallis(2) and Tsallis(1) up to a shift.
 
 They use only exp, expm1, log, log1p and exact arithmetic: torch's sigmoid and logaddexp round differently in the tail
 of a vector, so that the answer for one row would depend on where the row lies in memory.
@@ -42,7 +44,7 @@ def log_ratio(z: Tensor, beta: Tensor) -> Tensor:
 class Tsallis(Regularizer):
     """Tsallis entropies: Omega(y) = sum (y^alpha - y) / (alpha (alpha - 1)), so that argmax is entmax_alpha.
 
-    alpha = 1 is Entropy (softmax), 2 Quadratic (sparsemax). phi(z) = max(1 + b z, 0)^(1/b), b = alpha - 1.
+    alpha = 1 is Entropy (softmax), 2 Quadratic (sparsemax). phi(z) = max(b z, 0)^(1/b), b = alpha - 1.
     On CappedSimplex the answer is clipped at 1; the p-norm relaxation of strength eps is Tsallis(p, eps (p - 1)).
 
     Args:
@@ -79,10 +81,18 @@ class Tsallis(Regularizer):
         return self.alpha
 
     @staticmethod
+    def cap(shape: Tensor) -> Tensor | float:
+        return torch.where(shape >= 2, 1 / (shape - 1).clamp(min=1), 1)
+
+    @staticmethod
     def _log_phi(z: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
-        beta = shape - 1
-        support = 1 + beta * z > 0
-        return support, log_ratio(torch.where(support, z, 0), beta)
+        """The support, and log phi on it: log(b z)/b from b = 1 on, log(1 + b (z - 1))/b below."""
+        beta, steep = shape - 1, shape >= 2
+        # phi <= e^(z - 1), which is 0 below -800 whatever alpha; there z^2, the derivative in alpha, may overflow
+        support = (torch.where(steep, beta * z, 1 + beta * (z - 1)) > 0) & (z > -800)
+        z = torch.where(support, z, 1)
+        steep_log = torch.where(steep, beta * z, 1).log() / beta.clamp(min=1)
+        return support, torch.where(steep, steep_log, log_ratio(torch.where(steep, 0, z - 1), beta))
 
     @staticmethod
     def phi(z: Tensor, shape: Tensor) -> Tensor:
@@ -101,20 +111,21 @@ class Tsallis(Regularizer):
 
     @staticmethod
     def phi_inverse(y: Tensor, shape: Tensor) -> Tensor:
-        beta = shape - 1
-        log_y = y.log()
-        return torch.where(beta == 0, log_y, torch.expm1(beta * log_y) / torch.where(beta == 0, 1, beta))
+        beta, steep, log_y = shape - 1, shape >= 2, y.log()
+        gentle = torch.where(beta == 0, log_y, torch.expm1(beta * log_y) / torch.where(beta == 0, 1, beta))
+        return torch.where(steep, (beta * log_y).exp() / beta.clamp(min=1), gentle + 1)
 
     @staticmethod
     def omega(y: Tensor, shape: Tensor) -> Tensor:
-        # (y^alpha/alpha - y)/(alpha - 1) = y ((y^beta - 1)/beta - 1)/alpha: exact at alpha = 1 too
+        # by parts, with psi(phi_inverse(y)) = y^alpha/alpha
         positive = y > 0
         safe = torch.where(positive, y, 1)
-        return torch.where(positive, safe * (Tsallis.phi_inverse(safe, shape) - 1) / shape, 0)
+        power = ((shape - 1) * safe.log()).exp()
+        return torch.where(positive, safe * (Tsallis.phi_inverse(safe, shape) - power / shape), 0)
 
     @staticmethod
     def vertex(shape: Tensor) -> Tensor | float:
-        return -1 / shape
+        return Tsallis.cap(shape) - 1 / shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,27 +149,31 @@ class Quadratic(Regularizer):
 
     @staticmethod
     def phi(z: Tensor, shape: Tensor) -> Tensor:
-        return torch.where(z > -1, 1 + z, 0)
+        return torch.where(z > 0, z, 0)
 
     @staticmethod
     def dphi(z: Tensor, shape: Tensor) -> Tensor:
-        return torch.where(z > -1, torch.ones_like(z), 0)
+        return torch.where(z > 0, torch.ones_like(z), 0)
 
     @staticmethod
     def psi(z: Tensor, shape: Tensor) -> Tensor:
-        return torch.where(z > -1, (1 + z).square() / 2, 0)
+        return torch.where(z > 0, z, 0).square() / 2
 
     @staticmethod
     def phi_inverse(y: Tensor, shape: Tensor) -> Tensor:
-        return y - 1
+        return y
 
     @staticmethod
     def omega(y: Tensor, shape: Tensor) -> Tensor:
-        return y.square() / 2 - y
+        return y.square() / 2
+
+    @staticmethod
+    def cap(shape: Tensor) -> Tensor | float:
+        return 1.0
 
     @staticmethod
     def vertex(shape: Tensor) -> Tensor | float:
-        return -0.5
+        return 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +232,10 @@ class Entropy(Regularizer):
     @staticmethod
     def omega(y: Tensor, shape: Tensor) -> Tensor:
         return torch.special.xlogy(y, y) - y
+
+    @staticmethod
+    def cap(shape: Tensor) -> Tensor | float:
+        return 0.0
 
     @staticmethod
     def vertex(shape: Tensor) -> Tensor | float:

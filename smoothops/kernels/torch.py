@@ -16,6 +16,7 @@ from torch import Tensor
 MEAN, LOGSUMEXP = 0, 1
 FAR = -1e300  # stands for -inf where inf would meet 0 * inf
 ROUNDS = 30  # of parallel pooling, then sequentially: one outlier can need n - 1 rounds
+GROUPS = 16  # group numbers lie in 0..15
 CHECK_EVERY = 4  # rounds between two looks at whether anything is left (a host synchronization on a GPU)
 
 
@@ -77,7 +78,7 @@ def pool(theta: Tensor, w: Tensor, weights: Tensor, group: Tensor, eps: Tensor, 
         torch.zeros_like(theta) if rule == MEAN else one,
         weights,
         eps.expand(rows, n),
-        group.long() + 8 * row,
+        group.long() + GROUPS * row,
         torch.arange(rows * n, device=theta.device).view(rows, n),
     )
     state: State = tuple(v.reshape(-1) for v in given)
@@ -140,12 +141,12 @@ def order_statistics(x: Tensor, m: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
 
 def threshold(
     x: Tensor, active: Tensor, eps: Tensor, k: Tensor, phi: Callable, dphi: Callable, phi_inverse: Callable,
-    clip: bool, ordered: bool, log_residual: bool,
+    cap: Tensor | float | None, ordered: bool, log_residual: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(ref, tau) with sum_i phi((x_i - ref)/eps - tau) = k over the active items; ref is an order statistic of x.
 
     Bracketed Newton; a row that has converged is frozen, so that rows do not depend on each other. ``ordered`` says
-    that k > 1 is possible and the bracket needs order statistics; ``clip`` replaces phi by min(phi, 1).
+    that k > 1 is possible and the bracket needs order statistics; ``cap`` is where a bound of 1 on phi takes hold.
     """
     n_active = active.sum(-1, keepdim=True).to(x.dtype)
     lowered = torch.where(active, x, FAR)
@@ -158,7 +159,7 @@ def threshold(
     else:
         ref = lowered.amax(-1, keepdim=True)
         high = -phi_inverse(k / n_active)
-        low = torch.zeros_like(high)
+        low = -phi_inverse(k)
         tau = low
     u = torch.where(active, (x - ref) / eps, FAR)
     low, high = torch.minimum(low, high), torch.maximum(low, high)
@@ -168,8 +169,8 @@ def threshold(
     for step in range(200):
         z = u - tau
         y = phi(z)
-        if clip:
-            y = torch.where(z < 0, y, 1)
+        if cap is not None:
+            y = torch.where(z < cap, y, 1)
         total = y.sum(-1, keepdim=True)
         residual = total - k
         done = done | (residual.abs() <= tolerance * k)
@@ -178,15 +179,15 @@ def threshold(
         low = torch.where(~done & (residual > 0), tau, low)
         high = torch.where(~done & (residual < 0), tau, high)
         slope = dphi(z)
-        if clip:
-            slope = torch.where(z < 0, slope, 0)
+        if cap is not None:
+            slope = torch.where(z < cap, slope, 0)
         slope = slope.sum(-1, keepdim=True)
         newton = residual / slope
         if log_residual:
             rest = n_active - total
             below = (total / slope) * (total / k).log()
             above = (rest / slope) * ((n_active - k) / rest).log()
-            newton = torch.where(k <= n_active / 2, below, above) if clip or ordered else below
+            newton = torch.where(k <= n_active / 2, below, above) if ordered else below
         proposal = tau + newton
         inside = (proposal > low) & (proposal < high)  # False for NaN too
         proposal = torch.where(inside, proposal, low + (high - low) / 2)

@@ -28,7 +28,7 @@ from .._regularizer import FAMILIES, Regularizer
 from ..kernels.torch import FAR, LOGSUMEXP, MEAN
 from ..kernels.torch import threshold as threshold_kernel
 
-FINITE = 1  # the group of ordinary items; infinities and absent ones have their own
+FINITE, ABSENT = 4, 15  # the groups of ordinary and of absent items; 0..8 are infinities of theta and w
 SLOPE_FLOOR = 1e-150  # a flatter sum has no usable derivative: 1/S^2 must not overflow
 
 
@@ -104,16 +104,17 @@ def _threshold(
     ref, tau = threshold_kernel(
         x, active, eps, k.reshape(1, 1) if uniform else k_rows,
         lambda z: reg.phi(z, shape), lambda z: reg.dphi(z, shape), lambda y: reg.phi_inverse(y, shape),
-        clip and not reg.bounded, clip, reg.log_residual,
+        reg.cap(shape) if clip and not reg.bounded else None, clip, reg.log_residual,
     )  # fmt: skip
     return ref.reshape(*batch, 1).clone(), tau.reshape(*batch, 1).clone()
 
 
 def clipped(reg: type[Regularizer], f: Callable, z: Tensor, shape: Tensor, above: Tensor | float) -> Tensor:
-    """``f(z)`` below the upper bound y = 1, which an unbounded phi reaches at z = 0, and ``above`` from there on."""
+    """``f(z)`` below the upper bound y = 1, and ``above`` from there on."""
     if reg.bounded:
         return f(z, shape)
-    return torch.where(z < 0, f(torch.where(z < 0, z, 0), shape), above)
+    inside = z < reg.cap(shape)
+    return torch.where(inside, f(torch.where(inside, z, reg.cap(shape)), shape), above)
 
 
 class Threshold:
@@ -183,9 +184,7 @@ class Threshold:
         else:
             tau = self._differentiable_tau()
             z, vertex = self.u - tau, self.family.vertex(self.shape)
-            psi = self._apply(self.family.psi, z, 0.0)
-            if self.clip and not self.family.bounded:
-                psi = torch.where(z < 0, psi, z - vertex)
+            psi = self._apply(self.family.psi, z, z - vertex)
             dual = psi.sum(-1, keepdim=True) + self.k * (tau + vertex)
             value = self.eps * dual + self.k * self.ref
         value = torch.where(self.forced, self.raw.sum(-1, keepdim=True), value)

@@ -11,10 +11,8 @@ from torch import Tensor
 from .._axes import Rows, check_tensor, concrete
 from .._regularizer import Mixing, Regularizer
 from ..kernels.torch import LOGSUMEXP, MEAN
-from ._dual import FINITE, Blocks, mixing_pool
+from ._dual import ABSENT, FINITE, Blocks, mixing_pool
 from .base import Polytope
-
-ABSENT = 15
 
 
 class Sorted:
@@ -216,4 +214,4 @@ class OrderPolytope(Polytope):
         return torch.zeros(1, n, dtype=torch.float64)
 
     def _vertex_energy(self, rows: Rows, family: type[Regularizer], shape: Tensor) -> Tensor:
-        return -rows.x.sum(-1, keepdim=True)  # Omega = |y|^2 / 2: a cone has no vertex to shift to
+        return torch.zeros_like(rows.x[..., :1])  # Omega = |y|^2 / 2: a cone has no vertex to shift to

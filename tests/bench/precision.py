@@ -81,12 +81,10 @@ def main(sizes: tuple[int, ...] = SIZES) -> None:
     text = [
         "# Precision",
         "",
-        "All inner arithmetic is float64 and is rounded once, at the end. The tables give the error of float32 (and so of",
-        "the rounding of the answer) against float64 on the same standard normal input, as max |difference| / max |entry|,",
-        "the largest over eps = "
-        + ", ".join(f"{e:.0e}" for e in STRENGTHS)
-        + ". `topk_mask` uses k = n/10; gradients are",
-        "those of a sum with random weights.",
+        "All inner arithmetic is float64 and is rounded once, at the end. The tables give the error of float32 against",
+        "float64 on the same standard normal input, as max |difference| / max |entry|, the largest over",
+        "eps = " + ", ".join(f"{e:.0e}" for e in STRENGTHS) + ". `topk_mask` uses k = n/10; gradients are those of a",
+        "sum with random weights.",
         f"Largest of all: {worst:.1e}. The library's own bound is {BOUND:.0e}.",
         "",
         "Values",
