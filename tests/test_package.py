@@ -27,6 +27,7 @@ LAYERS = {
     "smoothops": (
         ("_axes", "kernels", "kernels.torch", "kernels.cpu", "kernels.cuda"),
         ("smoothing",),
+        ("_regularizer",),
         ("regularizers",),
         ("polytopes._dual", "polytopes._laplace"),
         ("polytopes", "polytopes.*"),
