@@ -45,7 +45,7 @@ class Regularizer(Smoothing):
     newton_steps: ClassVar[int] = 2  # plain steps that carry derivatives: 1 is exact where phi'' = 0
     log_residual: ClassVar[bool] = False  # Newton on log sum phi converges faster than on sum phi
     pool_rule: ClassVar[int] = MEAN  # how a block of a permutahedron is summed up
-    closed_form: ClassVar[bool] = False  # on the simplex: supplies simplex_argmax and simplex_max
+    closed_form: ClassVar[bool] = False  # on the simplex: supplies simplex_argmax, and simplex_max, equal to tau
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

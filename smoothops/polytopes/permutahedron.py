@@ -11,7 +11,8 @@ from torch import Tensor
 from .._axes import Rows, check_tensor, concrete
 from .._regularizer import Mixing, Regularizer
 from ..kernels.torch import LOGSUMEXP, MEAN
-from ._dual import ABSENT, FINITE, Blocks, mixing_pool
+from ._dual import ABSENT, FINITE, Blocks
+from ._mixing import mixing_pool
 from .base import Polytope
 
 

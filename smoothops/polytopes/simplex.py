@@ -14,7 +14,8 @@ from .._axes import Rows, check_number, concrete
 from .._regularizer import Mixing, Regularizer
 from ..kernels.torch import FAR
 from ..regularizers import Entropy
-from ._dual import Threshold, clipped, mixing_threshold
+from ._dual import Threshold, clipped
+from ._mixing import mixing_threshold
 from .base import Polytope
 
 

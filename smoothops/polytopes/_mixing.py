@@ -1,0 +1,123 @@
+"""The strength at which an answer mixes a given number of inputs, found by search on log eps, one a row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .. import kernels
+from .._opaque import as_rows, one_a_row, opaque
+from .._regularizer import FAMILIES
+from ._dual import FINITE, Threshold
+
+
+def _search(measure: Callable[[Tensor], tuple[Tensor, Tensor]], low: Tensor, high: Tensor, target: Tensor) -> Tensor:
+    """The smallest eps, within a bracket in log eps, whose mixing reaches ``target``; rows are independent.
+
+    ``measure(eps)`` gives the mixing, nondecreasing in eps, and a count that changes by 1 at each of its steps.
+    """
+    (mix_low, count_low), (mix_high, count_high) = measure(low.exp()), measure(high.exp())
+    for step in range(80):
+        # with a single step left inside, its place need not be exact
+        last = (count_low - count_high).abs() <= 1
+        settled = (high - low < 1e-9) | (last & (high - low < 1e-2)) | (mix_low >= target)
+        if bool(settled.all()):
+            break
+        # interpolate log mixing, and bisect every third time
+        guess = (target / mix_low).log() / (mix_high / mix_low).log()
+        blind = last | ~guess.isfinite() if step % 3 else torch.ones_like(last)
+        fraction = torch.where(blind, 0.5, guess.clamp(0.02, 0.98))
+        middle = low + fraction * (high - low)
+        mix, count = measure(middle.exp())
+        enough = mix >= target
+        up, down = ~settled & enough, ~settled & ~enough
+        high, mix_high, count_high = (
+            torch.where(up, new, old) for new, old in ((middle, high), (mix, mix_high), (count, count_high))
+        )
+        low, mix_low, count_low = (
+            torch.where(down, new, old) for new, old in ((middle, low), (mix, mix_low), (count, count_low))
+        )
+    # several steps at one place, from equal gaps: move off the kink where they lie
+    high = torch.where(high - low < 1e-8, high + 1e-3, high)
+    return torch.where(mix_low >= target, low, high).exp()
+
+
+@opaque(
+    "mixing_pool(Tensor theta, Tensor w, Tensor weights, Tensor group, int rule, float target) -> Tensor",
+    lambda *args: one_a_row(*args),
+)
+def mixing_pool(theta: Tensor, w: Tensor, weights: Tensor, group: Tensor, rule: int, target: float) -> Tensor:
+    batch, (theta, w, weights, group) = as_rows(theta, w, weights, group)
+    if theta.numel() == 0:
+        return theta.new_ones(*batch, 1)
+    finite = group == FINITE
+    m = finite.sum(-1, keepdim=True).clamp(min=1)
+    gap_theta, gap_w = theta[:, :-1] - theta[:, 1:], w[:, :-1] - w[:, 1:]
+    critical = gap_theta / gap_w  # of two neighbours; a block that holds all of them is pooled at the largest one
+    usable = (gap_theta > 0) & (gap_w > 0) & finite[:, :-1] & finite[:, 1:]
+    none = ~usable.any(-1, keepdim=True)
+    edge = torch.zeros_like(theta[:, :1])  # so that a row of one item has an entry to reduce over
+    low = torch.cat([torch.where(usable, critical, torch.inf), edge + torch.inf], -1).amin(-1, keepdim=True) / 2
+    high = (
+        torch.cat([torch.where(usable, critical, 0), edge], -1).amax(-1, keepdim=True) * 3
+    )  # not 2: no kink at the middle
+    index = torch.arange(theta.shape[-1], device=theta.device)
+
+    def measure(eps: Tensor) -> tuple[Tensor, Tensor]:
+        start = kernels.pool(theta, w, weights, group, eps, rule)
+        size = torch.zeros_like(theta).scatter_add_(-1, start, finite.to(theta.dtype))
+        return size.square().sum(-1, keepdim=True) / m, (start == index).sum(-1, keepdim=True)
+
+    low, high = torch.where(none, 1, low), torch.where(none, 1, high)
+    goal = torch.minimum(torch.full_like(low, target), m.to(low.dtype))
+    return _search(measure, low.log(), high.log(), goal).reshape(*batch, 1)
+
+
+@opaque(
+    "mixing_threshold(Tensor x, Tensor present, Tensor k, Tensor shape, str family, bool clip, float target) -> Tensor",
+    lambda *args: one_a_row(*args),
+)
+def mixing_threshold(
+    x: Tensor, present: Tensor, k: Tensor, shape: Tensor, family: str, clip: bool, target: float
+) -> Tensor:
+    batch, (x, present, k, shape) = as_rows(x, present, k, shape)
+    if x.numel() == 0:
+        return x.new_ones(*batch, 1)
+    reg = FAMILIES[family]
+    linear = reg.newton_steps == 1
+    # items far from the threshold are 0 or 1, exactly where phi is linear: look at a window around the k-th largest
+    half = 4 * math.ceil(target) + (16 if linear else 256)
+    active = present & x.isfinite()
+    ordered = torch.where(active, x, -torch.inf).sort(-1, descending=True).values
+    n_active = active.sum(-1, keepdim=True)
+    k = (k - (present & (x == torch.inf)).sum(-1, keepdim=True)).clamp(min=0)
+    centre = k.round().long()
+    skipped = (centre - half).clamp(min=0)
+    index = skipped + torch.arange(min(2 * half, x.shape[-1]), device=x.device)
+    inside = index < n_active
+    window = torch.where(inside, ordered.gather(-1, index.clamp(max=x.shape[-1] - 1)), 0)
+    m = inside.sum(-1, keepdim=True).clamp(min=1)
+
+    def measure(eps: Tensor) -> tuple[Tensor, Tensor]:
+        d = Threshold(reg, window, eps, shape, k - skipped, inside, clip).slopes()
+        d = d / d.amax(-1, keepdim=True).clamp(min=1e-300)
+        mix = d.sum(-1, keepdim=True).square() / d.square().sum(-1, keepdim=True).clamp(min=1e-300)
+        return mix, mix if linear else mix * 1e3  # a smooth mixing settles within a thousandth of an input
+
+    # a first scale: the gap around the threshold, else the range, else 1
+    def at(i: Tensor) -> Tensor:
+        return window.gather(-1, torch.minimum((i - skipped).clamp(min=0), m - 1))
+
+    spread, whole = at(centre - 2) - at(centre + 1), at(skipped) - at(skipped + m)
+    scale = torch.where(spread > 0, spread, torch.where(whole > 0, whole, 1))
+    goal = torch.minimum(torch.full_like(scale, target), m if linear else 0.99 * m)
+    low, high = scale.log(), scale.log()
+    for _ in range(40):
+        small, large = measure(low.exp())[0] < goal, measure(high.exp())[0] >= goal
+        if bool((small & large).all()):
+            break
+        low, high = torch.where(small, low, low - 4), torch.where(large, high, high + 4)
+    return _search(measure, low, high, goal).reshape(*batch, 1)
