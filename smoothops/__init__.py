@@ -9,6 +9,7 @@ from .smoothing import Hard, Smoothing, StraightThrough, straight_through
 from ._regularizer import Mixing, Regularizer
 from .regularizers import BinaryEntropy, Entropy, Laplace, Quadratic, Tsallis
 from .polytopes import CappedSimplex, Hypercube, OrderPolytope, Permutahedron, Polytope, Simplex
+from .elementwise import abs, ceil, clamp, floor, heaviside, maximum, minimum, relu, round, sign
 from .operators import (
     amax,
     amin,
@@ -16,9 +17,12 @@ from .operators import (
     argmin,
     entmax,
     isotonic,
+    kthvalue,
     max,
+    median,
     min,
     mixing_eps,
+    quantile,
     rank,
     sort,
     sparsemax,
@@ -62,6 +66,20 @@ __all__ = [
     "sort",
     "rank",
     "topk",
+    "kthvalue",
+    "median",
+    "quantile",
     "topk_mask",
     "isotonic",
+    # elementwise
+    "heaviside",
+    "sign",
+    "relu",
+    "abs",
+    "maximum",
+    "minimum",
+    "clamp",
+    "floor",
+    "ceil",
+    "round",
 ]

@@ -2,6 +2,7 @@
 
 from .choice import Extremum, amax, amin, argmax, argmin, entmax, max, min, sparsemax, topk_mask
 from .order import isotonic, rank, sort, topk
+from .quantiles import kthvalue, median, quantile
 from .strength import mixing_eps
 
 __all__ = [
@@ -12,9 +13,12 @@ __all__ = [
     "argmin",
     "entmax",
     "isotonic",
+    "kthvalue",
     "max",
+    "median",
     "min",
     "mixing_eps",
+    "quantile",
     "rank",
     "sort",
     "sparsemax",

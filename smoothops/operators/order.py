@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._axes import Rows, check_tensor, single_dim
+from .._axes import Dim, Rows, check_tensor, single_dim
 from .._regularizer import Mixing, Regularizer, check_positive
 from ..polytopes import OrderPolytope, Permutahedron
 from ..polytopes.base import check_role
@@ -43,7 +43,7 @@ def sort(
         >>> so.sort(torch.tensor([5.0, 1.0, 2.0]), smoothing=1.0)
         tensor([1.6667, 2.6667, 3.6667])
     """
-    rows, problem, _ = _sorting(x, dim, descending, where)
+    rows, problem, _ = sorting(x, single_dim(dim), descending, where)
     y = rows.poisoned(as_smoothing(smoothing, Quadratic, Mixing(3.0)).solve(problem))
     if rows.present is not None:
         m = rows.present.sum(-1, keepdim=True)
@@ -51,9 +51,9 @@ def sort(
     return rows.restore(y)
 
 
-def _sorting(x: Tensor, dim: int, descending: bool, where: Tensor | None) -> tuple[Rows, Problem, Strength]:
+def sorting(x: Tensor, dim: Dim, descending: bool, where: Tensor | None) -> tuple[Rows, Problem, Strength]:
     """The sort of x as a programme in theta = rho over the permutahedron of x."""
-    rows = Rows(x, single_dim(dim), where)
+    rows = Rows(x, dim, where)
     order, present = _descending_order(rows, stable_ascending=not descending)
     values, rho = rows.x.gather(-1, order), _positions(rows, present)
 

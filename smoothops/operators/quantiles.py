@@ -1,0 +1,121 @@
+"""Order statistics: single entries of the soft sort, or values between two of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._axes import Dim, Rows, check_number, check_tensor, concrete
+from ..regularizers import Mixing, Quadratic
+from ..smoothing import SmoothingLike, as_smoothing
+from .order import sorting
+
+INTERPOLATIONS = ("linear", "lower", "higher", "midpoint", "nearest")
+
+
+def _sorted_rows(x: Tensor, dim: Dim, where: Tensor | None, smoothing: SmoothingLike) -> tuple[Rows, Tensor, Tensor]:
+    """The soft sort as rows, smallest first, and the number of present items (..., 1)."""
+    rows, problem, _ = sorting(check_tensor(x), dim, False, where)
+    if rows.n == 0:
+        raise IndexError(f"cannot take an order statistic along dim {dim!r} of size 0 of shape {tuple(x.shape)}")
+    y = rows.poisoned(as_smoothing(smoothing, Quadratic, Mixing(3.0)).solve(problem))
+    if rows.present is None:
+        return rows, y, torch.full_like(y[..., :1], rows.n)
+    return rows, y, rows.present.sum(-1, keepdim=True).to(y.dtype)
+
+
+def _at(y: Tensor, index: Tensor, m: Tensor) -> Tensor:
+    """The entry of each row at ``index`` (..., 1), NaN where no item is present."""
+    index = torch.minimum(index.clamp(min=0), (m - 1).clamp(min=0)).long().expand(*y.shape[:-1], index.shape[-1])
+    return torch.where(m > 0, y.gather(-1, index), torch.nan)
+
+
+def kthvalue(
+    x: Tensor, k: int, dim: int = -1, keepdim: bool = False, *, where: Tensor | None = None,
+    smoothing: SmoothingLike = None,
+) -> Tensor:  # fmt: skip
+    """Soft k-th smallest value: entry k of the soft :func:`sort`, k from 1 to n.
+
+    Args:
+        x: (..., n, ...).
+        k: an int in [1, n].
+        where: bool mask; NaN where fewer than k items are present.
+        smoothing: as in :func:`sort`; eps has the unit 1/x.
+
+    Returns: values only, one a row; positions come from ``rank``. Raises: ValueError for k out of range.
+    Complexity: O(n log n) time, O(n) memory.
+
+    Example:
+        >>> so.kthvalue(torch.tensor([5.0, 1.0, 2.0]), 2, smoothing=1.0)
+        tensor(2.6667)
+    """
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k must be an int, got {k!r}")
+    rows, y, m = _sorted_rows(x, dim, where, smoothing)
+    if not 1 <= k <= rows.n:
+        raise ValueError(f"k = {k} is out of range for dim {dim} of size {rows.n}; expected 1 <= k <= {rows.n}")
+    value = y[..., k - 1 : k]
+    return rows.reduced(torch.where(m >= k, value, torch.nan), keepdim)
+
+
+def median(
+    x: Tensor, dim: Dim = None, keepdim: bool = False, *, where: Tensor | None = None, smoothing: SmoothingLike = None
+) -> Tensor:
+    """Soft median: the lower one for even n, as torch; entry ceil(n/2) of the soft :func:`sort`.
+
+    ``dim`` is one dimension, a tuple, or None for all entries. The other arguments are those of :func:`kthvalue`; an
+    all-absent row gives NaN. For the mean of the two middle ones see :func:`quantile` with q = 0.5.
+
+    Example:
+        >>> so.median(torch.tensor([5.0, 1.0, 2.0]), smoothing=1.0)
+        tensor(2.6667)
+    """
+    rows, y, m = _sorted_rows(x, dim, where, smoothing)
+    return rows.reduced(_at(y, ((m - 1) / 2).floor(), m), keepdim)
+
+
+def quantile(
+    x: Tensor, q: float | Tensor, dim: Dim = None, keepdim: bool = False, *, interpolation: str = "linear",
+    where: Tensor | None = None, smoothing: SmoothingLike = None,
+) -> Tensor:  # fmt: skip
+    """Soft quantile: the soft :func:`sort` at position q (n - 1), interpolated between its neighbours.
+
+    Args:
+        x: (..., n, ...).
+        q: in [0, 1]: a number, a 0-d tensor, or a 1-d tensor, whose dimension then comes first; with gradient (linear).
+        dim: one dimension, a tuple, or None for all entries.
+        interpolation: torch's: "linear", "lower", "higher", "midpoint" or "nearest".
+        where: bool mask; the quantile is that of the present items, NaN where there is none.
+        smoothing: as in :func:`sort`; eps has the unit 1/x.
+
+    Raises: ValueError for q outside [0, 1] or another interpolation. Complexity: O(n log n) time, O(n) memory.
+
+    Example:
+        >>> so.quantile(torch.tensor([5.0, 1.0, 2.0]), torch.tensor([0.25, 0.5]), smoothing=1.0)
+        tensor([2.1667, 2.6667])
+    """
+    check_number(q, "q")
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}")
+    levels = q if isinstance(q, Tensor) else torch.tensor(float(q), dtype=torch.float64)
+    if levels.ndim > 1:
+        raise ValueError(f"q must be a number, a 0-d or a 1-d tensor, got shape {tuple(levels.shape)}")
+    if concrete(levels) and not bool(((levels >= 0) & (levels <= 1)).all()):
+        raise ValueError(f"q must lie in [0, 1], got {q}")
+    rows, y, m = _sorted_rows(x, dim, where, smoothing)
+    place = levels.to(y).reshape(-1) * (m - 1).clamp(min=0)  # (..., number of levels)
+    low, high = place.detach().floor(), place.detach().ceil()
+    fraction = {
+        "linear": place - low,
+        "lower": torch.zeros_like(place),
+        "higher": (high - low).clamp(max=1),
+        "midpoint": (high - low) / 2,
+        "nearest": place.detach().round() - low,
+    }[interpolation]
+    below, above = _at(y, low, m), _at(y, high, m)
+    # lerp's two forms: exact at both ends; and never inf - inf where both neighbours are the same infinity
+    gap = torch.where(above == below, 0, above - below)
+    value = torch.where(fraction < 0.5, below + fraction * gap, above - (1 - fraction) * gap)
+    value = torch.where(fraction == 0, below, torch.where(fraction == 1, above, value))
+    answers = [rows.reduced(value[..., i : i + 1], keepdim) for i in range(value.shape[-1])]
+    return torch.stack(answers) if levels.ndim else answers[0]
