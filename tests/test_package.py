@@ -25,11 +25,11 @@ PACKAGES = (so, implicit)
 # Each module imports from its own row or from rows above it; within a row there is no cycle.
 LAYERS = {
     "smoothops": (
-        ("_axes", "kernels", "kernels.torch", "kernels.cpu", "kernels.cuda"),
+        ("_axes", "_opaque", "kernels", "kernels.torch", "kernels.cpu", "kernels.cuda"),
         ("smoothing",),
         ("_regularizer",),
         ("regularizers",),
-        ("polytopes._dual", "polytopes._laplace"),
+        ("polytopes._dual", "polytopes._mixing"),
         ("polytopes", "polytopes.*"),
         ("relaxations", "stochastic"),
         ("operators", "operators.*", "elementwise", "envelopes", "dynamic_programming"),
