@@ -25,7 +25,6 @@ from .._axes import wide_dtype
 from .._opaque import as_rows, batch_shape, one_a_row, opaque
 from .._regularizer import FAMILIES, Regularizer
 from ..kernels.torch import FAR, LOGSUMEXP, MEAN
-from ..kernels.torch import threshold as threshold_kernel
 
 FINITE, ABSENT = 4, 15  # the groups of ordinary and of absent items; 0..8 are infinities of theta and w
 SLOPE_FLOOR = 1e-150  # a flatter sum has no usable derivative: 1/S^2 must not overflow
@@ -47,11 +46,8 @@ def _threshold(
         return empty, empty.clone()
     uniform = k.numel() == 1
     batch, (x, active, eps, shape, k_rows) = as_rows(x, active, eps, shape, k)
-    ref, tau = threshold_kernel(
-        x, active, eps, k.reshape(1, 1) if uniform else k_rows,
-        lambda z: reg.phi(z, shape), lambda z: reg.dphi(z, shape), lambda y: reg.phi_inverse(y, shape),
-        reg.cap(shape) if clip and not reg.bounded else None, clip, reg.log_residual,
-    )  # fmt: skip
+    cap = reg.cap(shape) if clip and not reg.bounded else None
+    ref, tau = kernels.threshold(x, active, eps, k.reshape(1, 1) if uniform else k_rows, shape, reg, cap, clip)
     return ref.reshape(*batch, 1).clone(), tau.reshape(*batch, 1).clone()
 
 
