@@ -44,6 +44,30 @@ def wide_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+# torch splits the sum of a single long row over its threads, but not those of several rows: where a row is that long it
+# is summed here in two levels, so that its answer and its gradient do not depend on the number of rows or threads
+LONG, CHUNK = 32768, 1024
+
+
+def row_sum(v: Tensor) -> Tensor:
+    """Sums over the last dim, kept, in an order that depends on its length only."""
+    n = v.shape[-1]
+    if n < LONG:
+        return v.sum(-1, keepdim=True)
+    whole = n - n % CHUNK
+    parts = v[..., :whole].reshape(*v.shape[:-1], whole // CHUNK, CHUNK).sum(-1)
+    return torch.cat([parts, v[..., whole:].sum(-1, keepdim=True)], -1).sum(-1, keepdim=True)
+
+
+def spread(v: Tensor, n: int) -> Tensor:
+    """(..., 1) such that it broadcasts to (..., n), its gradient summed as by :func:`row_sum`."""
+    if n < LONG or v.shape[-1] != 1:
+        return v
+    chunks = -(-n // CHUNK)
+    wide = v.expand(*v.shape[:-1], chunks).unsqueeze(-1).expand(*v.shape[:-1], chunks, CHUNK)
+    return wide.reshape(*v.shape[:-1], chunks * CHUNK)[..., :n]
+
+
 def normalize_dims(dim: Dim, ndim: int) -> tuple[int, ...]:
     """``dim`` as a tuple of distinct non-negative ints; ``None`` and ``()`` mean all dimensions."""
     if dim is None:
@@ -89,7 +113,8 @@ class Axes:
         return self._last(x).to(self.wide)
 
     def _last(self, x: Tensor) -> Tensor:
-        return x.permute(self.order).reshape(*self.batch, self.n)
+        # contiguous rows: torch sums a strided row in an order that depends on where it lies
+        return x.permute(self.order).reshape(*self.batch, self.n).contiguous()
 
     def mask(self, where: Tensor | None) -> Tensor | None:
         """A bool mask, broadcast to ``x``, as ``(..., n)``."""
@@ -132,7 +157,8 @@ class Axes:
     def restore(self, y: Tensor) -> Tensor:
         """``(..., n)`` back to the shape and dtype of ``x``."""
         inverse = [self.order.index(d) for d in range(self.ndim)]
-        return y.reshape((*self.batch, *self.sizes)).permute(inverse).to(self.dtype)
+        flat = y.reshape(-1)  # so that the backward pass makes its rows contiguous too
+        return flat.reshape((*self.batch, *self.sizes)).permute(inverse).to(self.dtype)
 
     def restore_last(self, y: Tensor) -> Tensor:
         """``(..., m)`` with a new length ``m`` back to where the single dim stood."""

@@ -20,7 +20,8 @@ class Mixing:
     """A strength that adapts to the data: eps, one a row, such that an output mixes about ``inputs`` inputs.
 
     A fixed eps is dead or hard at some length and scale; ``Quadratic(Mixing(3.0))`` is neither. See
-    :func:`mixing_eps` for what is counted. The chosen eps carries no gradient.
+    :func:`mixing_eps` for what is counted. The chosen eps carries no gradient: train on scores whose scale something
+    else fixes (a normalization), or the gradient at fixed eps may shrink them without end.
 
     Example:
         >>> so.rank(torch.tensor([0.1, 0.2, 1e6]), smoothing=so.Quadratic(so.Mixing(3.0))).shape

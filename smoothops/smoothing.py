@@ -36,6 +36,9 @@ class Smoothing(ABC):
         return self
 
 
+SmoothingLike = Smoothing | float | Tensor | None
+
+
 @dataclass(frozen=True, eq=False)
 class Hard(Smoothing):
     """No smoothing: y = argmax_{y in C} <theta, y>, as torch computes it, ties broken as torch breaks them.
@@ -49,9 +52,6 @@ class Hard(Smoothing):
 
     def solve(self, problem: Problem) -> Tensor:
         return problem.hard()
-
-
-SmoothingLike = Smoothing | float | Tensor | None
 
 
 def as_smoothing(smoothing: SmoothingLike, default: Callable[[Any], Smoothing], eps: Any) -> Smoothing:
@@ -70,7 +70,7 @@ def as_smoothing(smoothing: SmoothingLike, default: Callable[[Any], Smoothing], 
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class StraightThrough(Smoothing):
     """Forward value of one smoothing, gradient of another: value(forward) + (soft - stop_gradient(soft)).
 
@@ -86,11 +86,16 @@ class StraightThrough(Smoothing):
         tensor([0., 1., 0.])
     """
 
-    backward: Smoothing | float | Tensor | None
-    forward: Smoothing | float | Tensor | None = Hard()
+    backward: SmoothingLike
+    forward: Smoothing | float | Tensor
+
+    def __init__(self, backward: SmoothingLike, forward: SmoothingLike = None) -> None:
+        object.__setattr__(self, "backward", backward)
+        # not a default argument: torch.compile cannot trace an object that it has not seen made
+        object.__setattr__(self, "forward", Hard() if forward is None else forward)
 
     def bind(self, default: Callable[[Any], Smoothing]) -> Smoothing:
-        def bound(part: Smoothing | float | Tensor | None) -> Smoothing:
+        def bound(part: SmoothingLike) -> Smoothing:
             return part.bind(default) if isinstance(part, Smoothing) else default(part)
 
         return StraightThrough(bound(self.backward), bound(self.forward))
@@ -115,7 +120,7 @@ def straight_through(fn: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(fn)
-    def wrapper(*args: Any, smoothing: Smoothing | float | Tensor | None = None, **kwargs: Any) -> Any:
+    def wrapper(*args: Any, smoothing: SmoothingLike = None, **kwargs: Any) -> Any:
         return fn(*args, smoothing=StraightThrough(smoothing), **kwargs)
 
     return wrapper

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
@@ -12,15 +13,31 @@ from . import torch as reference
 
 
 @functools.cache
-def _compiled() -> ModuleType | None:
-    """The numba kernels, or None where numba cannot be imported: then plain torch gives the same numbers."""
+def _compiled(name: str) -> ModuleType | None:
+    """A module of numba kernels, or None where numba cannot be imported: then plain torch gives the same numbers."""
     try:
-        return importlib.import_module(f"{__name__}.cpu")
+        return importlib.import_module(f"{__name__}.{name}")
     except ImportError:
         return None
 
 
 def pool(theta: Tensor, w: Tensor, weights: Tensor, group: Tensor, eps: Tensor, rule: int) -> Tensor:
     """The fastest pool for where its arguments lie. See ``kernels.torch.pool``."""
-    fast = _compiled() if theta.device.type == "cpu" else None
+    fast = _compiled("cpu") if theta.device.type == "cpu" else None
     return (fast or reference).pool(theta, w, weights, group, eps, rule)
+
+
+def threshold(
+    x: Tensor, active: Tensor, eps: Tensor, k: Tensor, shape: Tensor, family: Any, cap: Any, ordered: bool
+) -> tuple[Tensor, Tensor]:
+    """The fastest threshold search for where its arguments lie. See ``kernels.torch.threshold``.
+
+    ``family`` supplies the scalar functions; one that has no compiled twin runs in plain torch.
+    """
+    fast = _compiled("cpu_threshold") if x.device.type == "cpu" else None
+    if fast is not None and family.__name__ in fast.CODES:
+        return fast.threshold(x, active, eps, k, shape, family.__name__, cap, ordered, family.log_residual)
+    return reference.threshold(
+        x, active, eps, k, lambda z: family.phi(z, shape), lambda z: family.dphi(z, shape),
+        lambda y: family.phi_inverse(y, shape), cap, ordered, family.log_residual,
+    )  # fmt: skip

@@ -14,15 +14,17 @@ from torch import Tensor
 from .torch import MEAN
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
+def jit(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
     """Compile without the GIL; keep the machine code on disk where some cache folder is writable."""
+    if function is None:
+        return lambda f: jit(f, **options)
     try:
-        return numba.njit(nogil=True, cache=True)(function)
+        return numba.njit(nogil=True, cache=True, **options)(function)
     except RuntimeError:  # numba: "cannot cache function: no locator available"
-        return numba.njit(nogil=True)(function)
+        return numba.njit(nogil=True, **options)(function)
 
 
-@_jit
+@jit
 def _pool_mean(theta, w, weights, group, eps, start):  # type: ignore[no-untyped-def]
     rows, n = theta.shape
     first = np.empty(n, np.int64)
@@ -56,7 +58,7 @@ def _pool_mean(theta, w, weights, group, eps, start):  # type: ignore[no-untyped
             end = first[t]
 
 
-@_jit
+@jit
 def _pool_logsumexp(theta, w, weights, group, eps, start):  # type: ignore[no-untyped-def]
     rows, n = theta.shape
     first = np.empty(n, np.int64)

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .._axes import row_sum
+
 MEAN, LOGSUMEXP = 0, 1
 FAR = -1e300  # stands for -inf where inf would meet 0 * inf
 ROUNDS = 30  # of parallel pooling, then sequentially: one outlier can need n - 1 rounds
@@ -171,7 +173,7 @@ def threshold(
         y = phi(z)
         if cap is not None:
             y = torch.where(z < cap, y, 1)
-        total = y.sum(-1, keepdim=True)
+        total = row_sum(y)
         residual = total - k
         done = done | (residual.abs() <= tolerance * k)
         if step % CHECK_EVERY == CHECK_EVERY - 1 and bool(done.all()):
@@ -181,7 +183,7 @@ def threshold(
         slope = dphi(z)
         if cap is not None:
             slope = torch.where(z < cap, slope, 0)
-        slope = slope.sum(-1, keepdim=True)
+        slope = row_sum(slope)
         newton = residual / slope
         if log_residual:
             rest = n_active - total

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._axes import Dim, Rows, check_tensor, single_dim
+from .._axes import Dim, Rows, check_tensor, normalize_dims, single_dim
 from .._regularizer import Mixing, Regularizer, check_positive
 from ..polytopes import OrderPolytope, Permutahedron
 from ..polytopes.base import check_role
@@ -156,7 +156,8 @@ def topk(
     if isinstance(k, bool) or not isinstance(k, int):
         raise TypeError(f"k must be an int, got {k!r}; for fractional or tensor k see topk_mask")
     x = check_tensor(x)
-    n = x.shape[dim] if x.ndim else 1
+    (axis,) = normalize_dims(single_dim(dim), x.ndim) or (0,)
+    n = x.shape[axis] if x.ndim else 1
     if not 0 <= k <= n:
         raise ValueError(f"k = {k} is out of range for dim {dim} of size {n}; expected 0 <= k <= {n}")
     values = sort(x, dim, largest, where=where, fill=fill, smoothing=smoothing)

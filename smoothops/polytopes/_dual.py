@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from .._axes import wide_dtype
+from .._axes import row_sum, spread, wide_dtype
 from .._opaque import as_rows, batch_shape, one_a_row, opaque
 from .._regularizer import FAMILIES, Regularizer
 from ..kernels.torch import FAR, LOGSUMEXP, MEAN
-from ..kernels.torch import threshold as threshold_kernel
 
 FINITE, ABSENT = 4, 15  # the groups of ordinary and of absent items; 0..8 are infinities of theta and w
 SLOPE_FLOOR = 1e-150  # a flatter sum has no usable derivative: 1/S^2 must not overflow
@@ -47,11 +46,8 @@ def _threshold(
         return empty, empty.clone()
     uniform = k.numel() == 1
     batch, (x, active, eps, shape, k_rows) = as_rows(x, active, eps, shape, k)
-    ref, tau = threshold_kernel(
-        x, active, eps, k.reshape(1, 1) if uniform else k_rows,
-        lambda z: reg.phi(z, shape), lambda z: reg.dphi(z, shape), lambda y: reg.phi_inverse(y, shape),
-        reg.cap(shape) if clip and not reg.bounded else None, clip, reg.log_residual,
-    )  # fmt: skip
+    cap = reg.cap(shape) if clip and not reg.bounded else None
+    ref, tau = kernels.threshold(x, active, eps, k.reshape(1, 1) if uniform else k_rows, shape, reg, cap, clip)
     return ref.reshape(*batch, 1).clone(), tau.reshape(*batch, 1).clone()
 
 
@@ -74,7 +70,8 @@ class Threshold:
         self, family: type[Regularizer], x: Tensor, eps: Tensor, shape: Tensor, k: Tensor, present: Tensor | None,
         clip: bool,
     ) -> None:  # fmt: skip
-        self.family, self.eps, self.shape, self.clip = family, eps, shape, clip
+        self.family, self.eps, self.clip, self.vertex = family, eps, clip, family.vertex(shape)
+        self.shape = spread(shape, x.shape[-1])
         top, finite = x == torch.inf, x.isfinite()
         if present is not None:
             top, finite = top & present, finite & present
@@ -99,7 +96,7 @@ class Threshold:
         else:
             detached = [t.detach() for t in (self.x, active, eps, self.k, shape)]
             self.ref, self.tau = _threshold(*detached, self.family.__name__, clip)
-        self.u = torch.where(active, (self.x - self.ref) / eps, FAR)
+        self.u = torch.where(active, (self.x - self.ref) / spread(eps, x.shape[-1]), FAR)
         if self.closed:
             self.tau = family.simplex_max(self.u.detach())
 
@@ -113,9 +110,9 @@ class Threshold:
     def _differentiable_tau(self) -> Tensor:
         tau, level = self.tau, None
         for _ in range(self.family.newton_steps):
-            z = self.u - tau
-            total = self._apply(self.family.phi, z, 1.0).sum(-1, keepdim=True)
-            slope = self._apply(self.family.dphi, z, 0.0).sum(-1, keepdim=True)
+            z = self.u - spread(tau, self.u.shape[-1])
+            total = row_sum(self._apply(self.family.phi, z, 1.0))
+            slope = row_sum(self._apply(self.family.dphi, z, 0.0))
             # the derivative of the residual sum phi - k, at value 0
             level = (total - self.k).detach() if level is None else level
             usable = slope > SLOPE_FLOOR
@@ -126,7 +123,8 @@ class Threshold:
         if self.closed:
             y = self.family.simplex_argmax(self.u)
         else:
-            y = self._apply(self.family.phi, self.u - self._differentiable_tau(), 1.0)
+            tau = spread(self._differentiable_tau(), self.u.shape[-1])
+            y = self._apply(self.family.phi, self.u - tau, 1.0)
         return torch.where(self.forced, self.forced_y, y) + self.top
 
     def max(self) -> Tensor:
@@ -135,11 +133,11 @@ class Threshold:
             value = self.eps * self.family.simplex_max(self.u) + self.ref
         else:
             tau = self._differentiable_tau()
-            z, vertex = self.u - tau, self.family.vertex(self.shape)
-            psi = self._apply(self.family.psi, z, z - vertex)
-            dual = psi.sum(-1, keepdim=True) + self.k * (tau + vertex)
+            z = self.u - spread(tau, self.u.shape[-1])
+            psi = self._apply(self.family.psi, z, z - self.vertex)
+            dual = row_sum(psi) + self.k * (tau + self.vertex)
             value = self.eps * dual + self.k * self.ref
-        value = torch.where(self.forced, self.raw.sum(-1, keepdim=True), value)
+        value = torch.where(self.forced, row_sum(self.raw), value)
         value = torch.where(self.has_top, torch.inf, value)
         return torch.where(self.empty, -torch.inf, value)
 

@@ -15,11 +15,14 @@ from ._dual import FINITE, Threshold
 
 
 def _search(measure: Callable[[Tensor], tuple[Tensor, Tensor]], low: Tensor, high: Tensor, target: Tensor) -> Tensor:
-    """The smallest eps, within a bracket in log eps, whose mixing reaches ``target``; rows are independent.
+    """The smallest eps in [low, high] whose mixing reaches ``target``, found on log eps; rows are independent.
 
     ``measure(eps)`` gives the mixing, nondecreasing in eps, and a count that changes by 1 at each of its steps.
+    Strengths are taken in a power of two as unit, so that x in another such unit gives the same eps to the bit.
     """
-    (mix_low, count_low), (mix_high, count_high) = measure(low.exp()), measure(high.exp())
+    (mix_low, count_low), (mix_high, count_high) = measure(low), measure(high)
+    unit = torch.ldexp(torch.ones_like(high), torch.frexp(high).exponent)
+    low, high = (low / unit).log(), (high / unit).log()
     for step in range(80):
         # with a single step left inside, its place need not be exact
         last = (count_low - count_high).abs() <= 1
@@ -31,7 +34,7 @@ def _search(measure: Callable[[Tensor], tuple[Tensor, Tensor]], low: Tensor, hig
         blind = last | ~guess.isfinite() if step % 3 else torch.ones_like(last)
         fraction = torch.where(blind, 0.5, guess.clamp(0.02, 0.98))
         middle = low + fraction * (high - low)
-        mix, count = measure(middle.exp())
+        mix, count = measure(unit * middle.exp())
         enough = mix >= target
         up, down = ~settled & enough, ~settled & ~enough
         high, mix_high, count_high = (
@@ -42,7 +45,7 @@ def _search(measure: Callable[[Tensor], tuple[Tensor, Tensor]], low: Tensor, hig
         )
     # several steps at one place, from equal gaps: move off the kink where they lie
     high = torch.where(high - low < 1e-8, high + 1e-3, high)
-    return torch.where(mix_low >= target, low, high).exp()
+    return unit * torch.where(mix_low >= target, low, high).exp()
 
 
 @opaque(
@@ -73,7 +76,7 @@ def mixing_pool(theta: Tensor, w: Tensor, weights: Tensor, group: Tensor, rule: 
 
     low, high = torch.where(none, 1, low), torch.where(none, 1, high)
     goal = torch.minimum(torch.full_like(low, target), m.to(low.dtype))
-    return _search(measure, low.log(), high.log(), goal).reshape(*batch, 1)
+    return _search(measure, low, high, goal).reshape(*batch, 1)
 
 
 @opaque(
@@ -114,10 +117,10 @@ def mixing_threshold(
     spread, whole = at(centre - 2) - at(centre + 1), at(skipped) - at(skipped + m)
     scale = torch.where(spread > 0, spread, torch.where(whole > 0, whole, 1))
     goal = torch.minimum(torch.full_like(scale, target), m if linear else 0.99 * m)
-    low, high = scale.log(), scale.log()
+    low, high = scale, scale
     for _ in range(40):
-        small, large = measure(low.exp())[0] < goal, measure(high.exp())[0] >= goal
+        small, large = measure(low)[0] < goal, measure(high)[0] >= goal
         if bool((small & large).all()):
             break
-        low, high = torch.where(small, low, low - 4), torch.where(large, high, high + 4)
+        low, high = torch.where(small, low, low / 64), torch.where(large, high, high * 64)
     return _search(measure, low, high, goal).reshape(*batch, 1)

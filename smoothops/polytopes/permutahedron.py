@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._axes import Rows, check_tensor, concrete
+from .._axes import Rows, check_tensor, concrete, row_sum
 from .._regularizer import Mixing, Regularizer
 from ..kernels.torch import LOGSUMEXP, MEAN
 from ._dual import ABSENT, FINITE, Blocks
@@ -71,7 +71,7 @@ class Sorted:
         blocks, eps = self._blocks(rows, reg, w)
         share = blocks.max(self.theta, w, eps)
         share = torch.where(self.infinite_theta, self.theta_given * self.w, share)
-        return share.sum(-1, keepdim=True)
+        return row_sum(share)
 
     def ties(self, v: Tensor) -> Tensor:
         """The weighted mean of v over each run of equal theta: how hard ranks treat ties."""
@@ -195,7 +195,7 @@ class OrderPolytope(Polytope):
 
     def _soft_max(self, rows: Rows, reg: Regularizer) -> Tensor:
         # max <theta, y> - eps |y|^2 / 2 over a cone is |projection|^2 / 2 eps, whose gradient is y by Danskin
-        return self.project(rows.x).square().sum(-1, keepdim=True) / (2 * self.strength(rows, reg))
+        return row_sum(self.project(rows.x).square()) / (2 * self.strength(rows, reg))
 
     def _hard(self, rows: Rows) -> Tensor:
         tails = rows.x.flip(-1).cumsum(-1) if not self.decreasing else rows.x.cumsum(-1)

@@ -1,0 +1,395 @@
+"""The registry: every operator x smoothing that the laws hold for, and the few exceptions with their reasons.
+
+A new operator is one line in OPERATORS. Every law (test_laws_*.py) then applies to it, except those that its line, its
+kind or its smoothing lists under ``exempt`` with a reason. Each operator is called as ``call(x, smoothing, dim)`` and
+answers with as many dimensions as x: length n, k or 1 along ``dim``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from oracles import hard_mask, hard_one, hard_part, hard_rank, importance, present, repeated, rho, spread
+from torch import Tensor
+
+import smoothops as so
+
+# --- smoothings ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Family:
+    """A smoothing as a function of its strength."""
+
+    make: Callable[[Any], Any]
+    exempt: Mapping[str, str] = field(default_factory=dict)
+
+
+NOT_REGULARIZED = {
+    "certificate": "no eps Omega in its equation",
+    "danskin": "no eps Omega in its equation",
+    "centre": "no strength of its own",
+    "strength": "no strength of its own",
+}
+SURROGATE = {
+    **NOT_REGULARIZED,
+    "gradcheck": "its gradient is, on purpose, not the derivative of its value; see test_straight_through",
+}
+ADAPTIVE = {
+    "gradcheck": "eps follows the data without gradient; see test_mixing_is_a_fixed_strength",
+    "certificate": "penalty needs a number",
+    "danskin": "penalty needs a number",
+    "centre": "chooses its own strength",
+    "strength": "chooses its own strength",
+    "bounded": "chooses its own strength",
+}
+STEEP = {"bounded": "phi' is unbounded where y goes to 0 for alpha > 2"}
+FIXED = {
+    "scale": "its strength is 1",
+    "centre": "its strength is 1",
+    "hard": "its strength is 1",
+    "strength": "its strength is 1",
+    "bounded": "its strength is 1",
+}
+
+FAMILIES = {
+    "quadratic": Family(so.Quadratic),
+    "entropy": Family(so.Entropy),
+    "tsallis1": Family(partial(so.Tsallis, 1.0)),
+    "tsallis1.25": Family(partial(so.Tsallis, 1.25)),
+    "tsallis1.5": Family(partial(so.Tsallis, 1.5)),
+    "tsallis2": Family(partial(so.Tsallis, 2.0)),
+    "tsallis3": Family(partial(so.Tsallis, 3.0), STEEP),
+    "binary": Family(so.BinaryEntropy),
+    "laplace": Family(so.Laplace),
+    "hard": Family(lambda eps: so.Hard(), NOT_REGULARIZED),
+    "straight": Family(lambda eps: so.StraightThrough(so.Quadratic(eps)), SURROGATE),
+    "straight-entropy": Family(lambda eps: so.StraightThrough(so.Entropy(eps)), SURROGATE),
+    "number": Family(lambda eps: eps, {"certificate": "same as its regularizer", "danskin": "same"}),
+    "default": Family(lambda eps: None, ADAPTIVE),
+    "one": Family(lambda eps: so.Quadratic(1.0), FIXED),
+    "entmax": Family(lambda eps: so.Tsallis(1.5, 1.0), FIXED),
+}
+
+SIMPLEX = (
+    "entropy", "quadratic", "tsallis1.5", "tsallis1", "tsallis1.25", "tsallis2", "tsallis3", "number", "hard",
+    "straight-entropy", "straight",
+)  # fmt: skip
+CAPPED = (
+    "quadratic", "entropy", "tsallis1.5", "tsallis1", "tsallis1.25", "tsallis2", "tsallis3", "binary", "laplace",
+    "number", "default", "hard", "straight",
+)  # fmt: skip
+BOX = ("entropy", "quadratic", "binary", "number", "hard", "straight")
+ORDER = ("quadratic", "entropy", "number", "default", "hard", "straight", "straight-entropy")
+WEIGHTED = ("quadratic", "number", "default", "hard", "straight")
+CONE = ("quadratic", "number")
+
+
+# --- kinds -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How an answer follows its input: y(P x) = P y or y; y(x + c) = y + shift c; y(s x, s^p eps) = s^degree y."""
+
+    permutation: str | None  # "equivariant", "invariant" or None
+    shift: float | None
+    degree: int
+    power: int = 1
+    symmetric_ties: bool = True
+
+
+WEIGHTS = Kind("equivariant", 0.0, 0)
+MAXIMUM = Kind("invariant", 1.0, 1)
+VALUES = Kind("invariant", 1.0, 1, power=-1, symmetric_ties=False)
+ITEMS = Kind("equivariant", None, 0)  # each item stands alone
+ITEMS_MAXIMUM = Kind("invariant", None, 1)
+FIT = Kind(None, 1.0, 1, power=0, symmetric_ties=False)
+CONE_POINT = Kind(None, None, 0, symmetric_ties=False)
+CONE_MAXIMUM = Kind(None, None, 1, symmetric_ties=False)
+PAIRS = Kind(None, None, 1, symmetric_ties=False)
+
+
+# --- pieces of the lines below ---------------------------------------------------------------------------------------
+
+
+def on_last(polytope: Callable[[int], so.Polytope]) -> Callable[..., Tensor]:
+    """``argmax`` of a polytope of dimension n, along ``dim``."""
+    return lambda x, s, d: polytope(x.shape[d]).argmax(x.movedim(d, -1), s).movedim(-1, d)
+
+
+def on_last_max(polytope: Callable[[int], so.Polytope]) -> Callable[..., Tensor]:
+    return lambda x, s, d: polytope(x.shape[d]).max(x.movedim(d, -1), s).unsqueeze(d)
+
+
+def hard_vertex(polytope: Callable[[int], so.Polytope]) -> Callable[..., Tensor]:
+    return lambda x, d: polytope(x.shape[d]).maximize(x.movedim(d, -1)).movedim(-1, d)
+
+
+# --- the equation of each answer: (polytope, theta, point), point = argmax_{y in C} <theta, y> - eps Omega(y) ---------
+
+Equation = tuple[so.Polytope, Tensor, Tensor]
+
+
+def of(polytope: Callable[[int], so.Polytope], sign: int = 1) -> Callable[[Tensor, Tensor, str], Equation]:
+    return lambda x, y, family: (polytope(x.shape[-1]), sign * x, y)
+
+
+def of_sort(x: Tensor, y: Tensor, family: str) -> Equation:
+    """theta = rho over the permutahedron of x; Entropy pools log y over the permutahedron of e^x."""
+    theta = rho(x.shape[-1]).expand_as(x)
+    if family == "entropy":
+        return so.Permutahedron(x.exp()), theta, y.exp()
+    return so.Permutahedron(x), theta, y
+
+
+def of_descending_sort(x: Tensor, y: Tensor, family: str) -> Equation:
+    return of_sort(x, y.flip(-1), family)
+
+
+# --- operators -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class Operator:
+    """One operator, or one polytope method, with its arguments."""
+
+    name: str
+    call: Callable[[Tensor, Any, int], Tensor]
+    kind: Kind
+    smoothings: tuple[str, ...]
+    eps: float = 0.7  # where about half of what can happen happens, on N(0, 1) and n = 6
+    hard: Callable[[Tensor, int], Tensor] | None = None
+    total: Callable[[Tensor], Any] | None = None  # what y sums to along the last dim
+    centre: Callable[[Tensor], Any] | None = None  # y as eps -> inf, along the last dim
+    equation: Callable[[Tensor, Tensor, str], Equation] | None = None
+    maximum: int = 0  # 1 or -1: the call is the maximum (2), with this sign; its gradient is the point
+    without: Callable[[Tensor, Any, int], Tensor] | None = None  # the same operator without ``where``
+    exempt: Mapping[str, str] = field(default_factory=dict)
+    base: bool = False  # all its smoothings belong to the default selection
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @property
+    def method(self) -> bool:
+        """Whether this is a method of a polytope, which works on the last dim."""
+        return self.name[0].isupper()
+
+
+ABSENT = {
+    "permutation": "the mask stays in place; see test_absent_items_do_not_count",
+    "shift": "padding does not shift",
+}
+INTERPOLATES = {"permutation": "the weights stay in place"}
+PART = {"certificate": "a part of a sort; see test_topk_is_a_part_of_sort"}
+KL_SORT = {
+    "scale/entropy": "Entropy sorts e^x, which has no scale",
+    "scale/straight-entropy": "Entropy sorts e^x, which has no scale",
+    "total/entropy": "Entropy keeps no sum",
+    "total/straight-entropy": "Entropy keeps no sum",
+    "centre/entropy": "the log-mean-exp; see test_entropy_sort_tends_to_the_log_mean_exp",
+}
+ONE_SMALL = {"centre": "grows with eps"}
+
+
+def simplex(n: int) -> so.Polytope:
+    return so.Simplex()
+
+
+def capped(k: Any) -> Callable[[int], so.Polytope]:
+    return lambda n: so.CappedSimplex(k)
+
+
+def positions(n: int) -> so.Polytope:
+    return so.Permutahedron(rho(n))
+
+
+def box(n: int) -> so.Polytope:
+    return so.Hypercube()
+
+
+def cone(n: int) -> so.Polytope:
+    return so.OrderPolytope()
+
+
+def falling(n: int) -> so.Polytope:
+    return so.OrderPolytope(decreasing=True)
+
+
+def orders(w: Callable[[int], Tensor]) -> Callable[[int], so.Polytope]:
+    return lambda n: so.Permutahedron(w(n))
+
+
+def mean(x: Tensor) -> Tensor:
+    return x.mean(-1, keepdim=True)
+
+
+def equal_share(k: float) -> Callable[[Tensor], float]:
+    return lambda x: k / x.shape[-1]
+
+
+def constant(k: float) -> Callable[[Tensor], float]:
+    return lambda x: k
+
+
+def rank_sum(x: Tensor) -> float:
+    return x.shape[-1] * (x.shape[-1] + 1) / 2
+
+
+def rank_mean(x: Tensor) -> float:
+    return (x.shape[-1] + 1) / 2
+
+
+def item_sum(x: Tensor) -> Tensor:
+    return x.sum(-1)
+
+
+ONE = {"total": constant(1.0), "centre": equal_share(1.0)}
+TWO = {"total": constant(2.0), "centre": equal_share(2.0)}
+PARTIAL = {"total": constant(1.5), "centre": equal_share(1.5)}
+RANKS = {"total": rank_sum, "centre": rank_mean, "eps": 0.4}
+SORT = {"total": item_sum, "centre": mean, "eps": 2.0}
+TOPK = {"eps": 2.0, "exempt": {**PART, **KL_SORT}}
+
+# fmt: off
+OPERATORS = [
+    # one item
+    Operator("argmax", lambda x, s, d: so.argmax(x, d, smoothing=s), WEIGHTS, SIMPLEX, hard=hard_one,
+             equation=of(simplex), base=True, **ONE),
+    Operator("argmin", lambda x, s, d: so.argmin(x, d, smoothing=s), WEIGHTS, SIMPLEX,
+             hard=lambda x, d: hard_one(-x, d), equation=of(simplex, -1), **ONE),
+    Operator("argmax-where", lambda x, s, d: so.argmax(x, d, where=present(x, d), smoothing=s), WEIGHTS, SIMPLEX,
+             total=constant(1.0), without=lambda x, s, d: so.argmax(x, d, smoothing=s), exempt=ABSENT),
+    Operator("amax", lambda x, s, d: so.amax(x, d, True, smoothing=s), MAXIMUM, SIMPLEX,
+             hard=lambda x, d: x.amax(d, True), equation=of(simplex), maximum=1, base=True),
+    Operator("amin", lambda x, s, d: so.amin(x, d, True, smoothing=s), MAXIMUM, SIMPLEX,
+             hard=lambda x, d: x.amin(d, True), equation=of(simplex, -1), maximum=-1),
+    Operator("amax-where", lambda x, s, d: so.amax(x, d, True, where=present(x, d), smoothing=s), MAXIMUM, SIMPLEX,
+             without=lambda x, s, d: so.amax(x, d, True, smoothing=s),
+             exempt={"permutation": "the mask stays in place"}),
+    Operator("max.values", lambda x, s, d: so.max(x, d, True, smoothing=s).values, MAXIMUM, SIMPLEX,
+             hard=lambda x, d: x.max(d, True).values, equation=of(simplex), maximum=1),
+    Operator("max.indices", lambda x, s, d: so.max(x, d, smoothing=s).indices, WEIGHTS, SIMPLEX, hard=hard_one,
+             equation=of(simplex), **ONE),
+    Operator("min.values", lambda x, s, d: so.min(x, d, True, smoothing=s).values, MAXIMUM, SIMPLEX,
+             hard=lambda x, d: x.min(d, True).values, equation=of(simplex, -1), maximum=-1),
+    Operator("min.indices", lambda x, s, d: so.min(x, d, smoothing=s).indices, WEIGHTS, SIMPLEX,
+             hard=lambda x, d: hard_one(-x, d), equation=of(simplex, -1), **ONE),
+    Operator("max-of-two", lambda x, s, d: so.max(x, x.flip(d) / 2, smoothing=s), PAIRS, SIMPLEX,
+             hard=lambda x, d: torch.maximum(x, x.flip(d) / 2), exempt={"row strength": "the row is a pair"}),
+    Operator("sparsemax", lambda x, s, d: so.sparsemax(x, d), WEIGHTS, ("one",), equation=of(simplex), **ONE),
+    Operator("entmax", lambda x, s, d: so.entmax(x, 1.5, d), WEIGHTS, ("entmax",), equation=of(simplex), **ONE),
+    # k items
+    Operator("topk_mask", lambda x, s, d: so.topk_mask(x, 2, d, smoothing=s), WEIGHTS, CAPPED,
+             hard=lambda x, d: hard_mask(x, d, 2), equation=of(capped(2)), base=True, **TWO),
+    Operator("topk_mask-smallest", lambda x, s, d: so.topk_mask(x, 2, d, False, smoothing=s), WEIGHTS, CAPPED,
+             hard=lambda x, d: hard_mask(-x, d, 2), equation=of(capped(2), -1), **TWO),
+    Operator("topk_mask-fractional", lambda x, s, d: so.topk_mask(x, 1.5, d, smoothing=s), WEIGHTS, CAPPED,
+             hard=lambda x, d: hard_part(x, d, 1.5), equation=of(capped(1.5)), **PARTIAL),
+    Operator("topk_mask-tensor", lambda x, s, d: so.topk_mask(x, torch.tensor(1.5), d, smoothing=s), WEIGHTS, CAPPED,
+             hard=lambda x, d: hard_part(x, d, 1.5), equation=of(capped(torch.tensor(1.5))), **PARTIAL),
+    Operator("topk_mask-where", lambda x, s, d: so.topk_mask(x, 2, d, where=present(x, d), smoothing=s), WEIGHTS,
+             CAPPED, total=lambda x: min(2.0, present(x, -1).sum().item()),
+             without=lambda x, s, d: so.topk_mask(x, 2, d, smoothing=s), exempt=ABSENT),
+    # ranks
+    Operator("rank", lambda x, s, d: so.rank(x, d, smoothing=s), WEIGHTS, ORDER, hard=hard_rank,
+             equation=of(positions), base=True, **RANKS),
+    Operator("rank-descending", lambda x, s, d: so.rank(x, d, True, smoothing=s), WEIGHTS, ORDER,
+             hard=lambda x, d: hard_rank(-x, d), equation=of(positions, -1), **RANKS),
+    Operator("rank-weights", lambda x, s, d: so.rank(x, d, weights=importance(x, d), smoothing=s), WEIGHTS, WEIGHTED,
+             eps=0.4, hard=lambda x, d: hard_rank(x, d, importance(x, d)),
+             exempt={**INTERPOLATES, "ties": "tied items of different weight"}),
+    Operator("rank-where", lambda x, s, d: so.rank(x, d, where=present(x, d), smoothing=s), WEIGHTS, ORDER, eps=0.4,
+             without=lambda x, s, d: so.rank(x, d, smoothing=s), exempt=ABSENT),
+    # sorted values; a finite fill, since nan has no finite differences
+    Operator("sort", lambda x, s, d: so.sort(x, d, smoothing=s), VALUES, ORDER, hard=lambda x, d: x.sort(d).values,
+             equation=of_sort, exempt=KL_SORT, base=True, **SORT),
+    Operator("sort-descending", lambda x, s, d: so.sort(x, d, True, smoothing=s), VALUES, ORDER,
+             hard=lambda x, d: x.sort(d, descending=True).values, equation=of_descending_sort, exempt=KL_SORT, **SORT),
+    Operator("sort-where", lambda x, s, d: so.sort(x, d, where=present(x, d), fill=0.0, smoothing=s), VALUES, ORDER,
+             eps=2.0, without=lambda x, s, d: so.sort(x, d, smoothing=s), exempt={**ABSENT, **KL_SORT}),
+    Operator("topk", lambda x, s, d: so.topk(x, 2, d, smoothing=s), VALUES, ORDER,
+             hard=lambda x, d: x.topk(2, d).values, **TOPK),
+    Operator("topk-smallest", lambda x, s, d: so.topk(x, 2, d, False, smoothing=s), VALUES, ORDER,
+             hard=lambda x, d: x.topk(2, d, False).values, **TOPK),
+    Operator("isotonic", lambda x, s, d: so.isotonic(x, d), FIT, ("one",), total=item_sum, equation=of(cone)),
+    Operator("isotonic-decreasing", lambda x, s, d: so.isotonic(x, d, True), FIT, ("one",), total=item_sum,
+             equation=of(falling)),
+    Operator("isotonic-weights", lambda x, s, d: so.isotonic(x, d, weights=importance(x, d)), FIT, ("one",)),
+    # polytopes
+    Operator("Simplex.argmax", on_last(simplex), WEIGHTS, SIMPLEX, hard=hard_vertex(simplex), equation=of(simplex),
+             **ONE),
+    Operator("Simplex.max", on_last_max(simplex), MAXIMUM, SIMPLEX, hard=lambda x, d: x.amax(d, True),
+             equation=of(simplex), maximum=1),
+    Operator("CappedSimplex.argmax", on_last(capped(1.5)), WEIGHTS, CAPPED, hard=hard_vertex(capped(1.5)),
+             equation=of(capped(1.5)), **PARTIAL),
+    Operator("CappedSimplex.max", on_last_max(capped(2)), Kind("invariant", 2.0, 1), CAPPED,
+             hard=lambda x, d: x.topk(2, d).values.sum(d, True), equation=of(capped(2)), maximum=1, base=True),
+    Operator("CappedSimplex.max-fractional", on_last_max(capped(1.5)), Kind("invariant", 1.5, 1), CAPPED,
+             equation=of(capped(1.5)), maximum=1),
+    Operator("Hypercube.argmax", on_last(box), ITEMS, BOX, hard=hard_vertex(box), equation=of(box),
+             centre=constant(0.5), base=True),
+    Operator("Hypercube.max", on_last_max(box), ITEMS_MAXIMUM, BOX, hard=lambda x, d: x.clamp(min=0).sum(d, True),
+             equation=of(box), maximum=1),
+    Operator("Permutahedron.argmax", on_last(orders(spread)), WEIGHTS, ORDER, hard=hard_vertex(orders(spread)),
+             equation=of(orders(spread)), total=lambda x: spread(x.shape[-1]).sum(),
+             centre=lambda x: spread(x.shape[-1]).mean(), eps=0.4),
+    Operator("Permutahedron.argmax-tied-w", on_last(orders(repeated)), WEIGHTS, ORDER,
+             hard=hard_vertex(orders(repeated)), equation=of(orders(repeated)), eps=0.4),
+    Operator("Permutahedron.max", on_last_max(orders(spread)), Kind("invariant", None, 1), ORDER, eps=0.4,
+             equation=of(orders(spread)), maximum=1, base=True),
+    Operator("OrderPolytope.argmax", on_last(cone), CONE_POINT, CONE, equation=of(cone)),
+    Operator("OrderPolytope.max", on_last_max(falling), CONE_MAXIMUM, CONE, equation=of(falling), maximum=1),
+]
+# fmt: on
+
+
+# --- cases -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operator with one of its smoothings."""
+
+    operator: Operator
+    family: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.operator.name}-{self.family}"
+
+    @property
+    def core(self) -> bool:
+        """Whether the case belongs to the default selection: every operator once, the base ones with everything."""
+        return self.operator.base or self.family == self.operator.smoothings[0]
+
+    def smoothing(self, eps: Any = None) -> Any:
+        return FAMILIES[self.family].make(self.operator.eps if eps is None else eps)
+
+    def __call__(self, x: Tensor, eps: Any = None, dim: int = -1) -> Tensor:
+        return self.operator.call(x, self.smoothing(eps), dim)
+
+    def excused(self, law: str) -> str | None:
+        """Why ``law`` does not apply, or None."""
+        own, families = self.operator.exempt, FAMILIES[self.family].exempt
+        return own.get(law) or own.get(f"{law}/{self.family}") or families.get(law) or families.get(law.split()[-1])
+
+
+CASES = [Case(operator, family) for operator in OPERATORS for family in operator.smoothings]
+
+
+def cases(law: str, needs: Callable[[Operator], object] = lambda o: True, *, all_core: bool = False) -> list[Any]:
+    """The cases that ``law`` applies to; those outside the default selection are marked ``full``."""
+    chosen = [c for c in CASES if needs(c.operator) and c.excused(law) is None]
+    marks = [() if c.core or all_core else pytest.mark.full for c in chosen]
+    return [pytest.param(c, id=c.name, marks=m) for c, m in zip(chosen, marks, strict=True)]
+
+
+def case(name: str) -> Case:
+    return next(c for c in CASES if c.name == name)
