@@ -302,7 +302,7 @@ class Laplace(Regularizer):
         tensor(1.)
     """
 
-    roles = frozenset({"capped", "step"})
+    roles = frozenset({"capped", "step", "cdf"})
     bounded = True
     log_residual = True
 

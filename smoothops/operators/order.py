@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._axes import Dim, Rows, check_tensor, normalize_dims, single_dim
 from .._regularizer import Mixing, Regularizer, check_positive
+from ..lapsum import LapSum
 from ..polytopes import OrderPolytope, Permutahedron
 from ..polytopes.base import check_role
 from ..polytopes.permutahedron import Sorted
@@ -16,6 +17,14 @@ from ..regularizers import Quadratic
 from ..smoothing import Problem, SmoothingLike, as_smoothing
 
 Strength = Callable[[Regularizer], Tensor]
+Solver = type[Sorted] | type[LapSum]
+
+# what computes a soft order, by the role that the regularizer plays in it
+_SOLVERS: dict[str, Solver] = {Permutahedron.role: Sorted, "cdf": LapSum}
+
+
+def _solver(reg: Regularizer, name: str) -> Solver:
+    return _SOLVERS[check_role(reg, _SOLVERS, name)]
 
 
 # --- an order: the permutahedron -------------------------------------------------------------------------------------
@@ -68,11 +77,10 @@ def sorting(x: Tensor, dim: Dim, descending: bool, where: Tensor | None) -> tupl
         return y.gather(-1, torch.where(index < m, m - 1 - index, index))
 
     def soft(reg: Regularizer) -> Tensor:
-        check_role(reg, Permutahedron.role, "sort")
-        return arranged(Sorted(rho, values, present).solve(rows, reg))
+        return arranged(_solver(reg, "sort")(rho, values, present).solve(rows, reg))
 
     def strength(reg: Regularizer) -> Tensor:
-        return Sorted(rho, values, present).strength(rows, reg)
+        return _solver(reg, "sort")(rho, values, present).solve_strength(rows, reg)
 
     return rows, Problem(lambda: arranged(values), soft), strength
 
@@ -115,21 +123,24 @@ def _ranking(
         check_positive(weights, "weights", zero=False)
         w = rows.like(weights, "weights").gather(-1, order)
     rho = _positions(rows, present, w)
-    ordered = Sorted(rows.x.gather(-1, order), rho, present, w)
+    values = rows.x.gather(-1, order)
 
     def back(y: Tensor) -> Tensor:
         return torch.zeros_like(rows.x).scatter(-1, order, y)
 
     def soft(reg: Regularizer) -> Tensor:
-        check_role(reg, Permutahedron.role, "rank")
+        solver = _solver(reg, "rank")
         if weights is not None and not isinstance(reg, Quadratic):
             raise ValueError(f"weights in rank need Quadratic or Hard, got {type(reg).__name__}")
-        return back(ordered.argmax(rows, reg))
+        return back(solver(values, rho, present, w).argmax(rows, reg))
 
     def hard() -> Tensor:
-        return back(ordered.ties(rho)).detach()
+        return back(Sorted(values, rho, present, w).ties(rho)).detach()
 
-    return rows, Problem(hard, soft), lambda reg: ordered.strength(rows, reg, ordered.pooled_w(reg))
+    def strength(reg: Regularizer) -> Tensor:
+        return _solver(reg, "rank")(values, rho, present, w).argmax_strength(rows, reg)
+
+    return rows, Problem(hard, soft), strength
 
 
 def topk(
