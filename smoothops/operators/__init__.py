@@ -1,7 +1,7 @@
 """The drop-in operators: encode the input as a linear programme over a polytope, smooth it, decode the answer."""
 
 from .choice import Extremum, amax, amin, argmax, argmin, entmax, max, min, sparsemax, topk_mask
-from .order import isotonic, rank, sort, topk
+from .order import argsort, isotonic, rank, soft_permutation, sort, topk
 from .quantiles import kthvalue, median, quantile
 from .strength import mixing_eps
 
@@ -11,6 +11,7 @@ __all__ = [
     "amin",
     "argmax",
     "argmin",
+    "argsort",
     "entmax",
     "isotonic",
     "kthvalue",
@@ -20,6 +21,7 @@ __all__ = [
     "mixing_eps",
     "quantile",
     "rank",
+    "soft_permutation",
     "sort",
     "sparsemax",
     "topk",

@@ -13,8 +13,9 @@ from ..lapsum import LapSum
 from ..polytopes import OrderPolytope, Permutahedron
 from ..polytopes.base import check_role
 from ..polytopes.permutahedron import Sorted
-from ..regularizers import Quadratic
+from ..regularizers import Laplace, Quadratic
 from ..smoothing import Problem, SmoothingLike, as_smoothing
+from ..soft_permutation import SoftPermutation
 
 Strength = Callable[[Regularizer], Tensor]
 Solver = type[Sorted] | type[LapSum]
@@ -67,14 +68,7 @@ def sorting(x: Tensor, dim: Dim, descending: bool, where: Tensor | None) -> tupl
     values, rho = rows.x.gather(-1, order), _positions(rows, present)
 
     def arranged(y: Tensor) -> Tensor:
-        """From largest first, absent items last, to the order asked for."""
-        if descending:
-            return y
-        if present is None:
-            return y.flip(-1)
-        m = present.sum(-1, keepdim=True)
-        index = torch.arange(rows.n, device=y.device)
-        return y.gather(-1, torch.where(index < m, m - 1 - index, index))
+        return y if descending else _ascending(y, present)
 
     def soft(reg: Regularizer) -> Tensor:
         return arranged(_solver(reg, "sort")(rho, values, present).solve(rows, reg))
@@ -211,6 +205,15 @@ def _descending_order(rows: Rows, stable_ascending: bool = False) -> tuple[Tenso
     return order, rows.present.gather(-1, order)
 
 
+def _ascending(y: Tensor, present: Tensor | None) -> Tensor:
+    """Rows with the largest first and absent items last, turned to the smallest first and absent items last."""
+    if present is None:
+        return y.flip(-1)
+    m = present.sum(-1, keepdim=True)
+    index = torch.arange(y.shape[-1], device=y.device)
+    return y.gather(-1, torch.where(index < m, m - 1 - index, index))
+
+
 def _positions(rows: Rows, present: Tensor | None, weights: Tensor | None = None) -> Tensor:
     """rho = (m, ..., 1) for the m present items, largest first; mid-ranks of the cumulative weight if weighted."""
     if weights is not None:
@@ -220,3 +223,78 @@ def _positions(rows: Rows, present: Tensor | None, weights: Tensor | None = None
     if present is None:
         return rho.expand_as(rows.x)
     return (rho - (rows.n - present.sum(-1, keepdim=True))).clamp(min=0)
+
+
+# --- matrices --------------------------------------------------------------------------------------------------------
+
+
+def soft_permutation(
+    x: Tensor, dim: int = -1, descending: bool = False, *, where: Tensor | None = None, smoothing: SmoothingLike = None
+) -> SoftPermutation:
+    """The doubly stochastic operator P near the permutation that sorts x, without forming it.
+
+    P_ki = F((b_k - x_i)/eps) - F((b_{k-1} - x_i)/eps), F the Laplace law, b_k such that sum_i F((b_k - x_i)/eps) = k.
+
+    Args:
+        x: (..., n, ...).
+        descending: the first position is that of the largest.
+        where: bool mask; absent items have zero columns, and the last positions zero rows.
+        smoothing: a number eps, in the unit of x, means Laplace(eps); None: Laplace(Mixing(3.0)).
+
+    Returns: an operator (batch..., n positions, n items) with ``P @ v``, ``P.T @ u`` in O(n), and ``P.dense()``.
+    P x is monotone and keeps the sum of x. Raises: ValueError for another smoothing than Laplace.
+    Complexity: one sort, then O(n) a product. Source: Struski et al. 2025, "LapSum".
+
+    Example:
+        >>> P = so.soft_permutation(torch.tensor([2.0, 0.0, 1.0]), smoothing=0.1)
+        >>> P @ torch.tensor([2.0, 0.0, 1.0])
+        tensor([2.2700e-05, 1.0000e+00, 2.0000e+00])
+    """
+    reg = as_smoothing(smoothing, Laplace, Mixing(3.0))
+    if not isinstance(reg, Laplace):
+        raise ValueError(f"soft_permutation needs Laplace(eps), got {type(reg).__name__}; for Hard see argsort")
+    rows = Rows(x, single_dim(dim), where)
+    order, present = _descending_order(rows)
+    scale = LapSum(rows.x.gather(-1, order), _positions(rows, present), present).argmax_strength(rows, reg)
+    return SoftPermutation(rows, order, present, scale, descending)
+
+
+def argsort(
+    x: Tensor, dim: int = -1, descending: bool = False, stable: bool = False, *, where: Tensor | None = None,
+    smoothing: SmoothingLike = None,
+) -> Tensor:  # fmt: skip
+    """Soft argsort: for each position a distribution over the items, a doubly stochastic matrix.
+
+    Laplace: the dense form of :func:`soft_permutation`, whose arguments these are. Hard: the permutation matrix of
+    ``torch.argsort(x, stable=True)``.
+
+    Args:
+        x: (..., n, ...).
+        stable: accepted; Hard is always stable.
+        smoothing: a number eps, in the unit of x, means Laplace(eps); None: Laplace(Mixing(3.0)). Or Hard.
+
+    Returns: (..., n_position, n_item): the other dims of x, then position and item. Absent items have zero columns.
+    Raises: ValueError for a smoothing without a matrix. Complexity: O(n^2) time and memory, that of the answer.
+
+    Example:
+        >>> so.argsort(torch.tensor([2.0, 0.0, 1.0]), smoothing=so.Hard())
+        tensor([[0., 1., 0.],
+                [0., 0., 1.],
+                [1., 0., 0.]])
+    """
+    rows = Rows(x, single_dim(dim), where)
+
+    def soft(reg: Regularizer) -> Tensor:
+        check_role(reg, "cdf", "argsort")
+        return soft_permutation(x, dim, descending, where=where, smoothing=reg).dense()
+
+    def hard() -> Tensor:
+        order, present = _descending_order(rows, stable_ascending=not descending)
+        if not descending:  # ascending, with the absent items still last
+            order = _ascending(order, present)
+            present = None if present is None else _ascending(present, present)
+        matrix = torch.zeros(*order.shape, rows.n, dtype=rows.wide, device=order.device)
+        one = torch.ones_like(order, dtype=rows.wide) if present is None else present.to(rows.wide)
+        return matrix.scatter(-1, order.unsqueeze(-1), one.unsqueeze(-1)).to(rows.dtype)
+
+    return as_smoothing(smoothing, Laplace, Mixing(3.0)).solve(Problem(hard, soft))
