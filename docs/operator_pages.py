@@ -1,4 +1,4 @@
-"""Writes docs/operators, a page for each operator from its docstring, with a picture: ``python docs/operator_pages.py``."""
+"""Writes docs/operators, a page for each operator from its docstring: ``python docs/operator_pages.py``."""
 
 from __future__ import annotations
 
@@ -125,8 +125,10 @@ def picture(name: str, page: Page) -> None:
         axes[1].plot(x.detach(), slope, color=color, lw=1.7)
     low, high = axes[1].get_ylim()
     axes[1].set_ylim(max(low, -3.2), min(high, 3.2))  # a jump of the hard limit would dwarf every other slope
-    axes[0].set(title=page.shows, xlabel="x")
-    axes[1].set(title="derivative in x", xlabel="x")
+    axes[0].set_title(page.shows, fontsize=9)
+    axes[1].set_title("derivative in x", fontsize=9)
+    for ax in axes:
+        ax.set_xlabel("x")
     figure.legend(frameon=False, fontsize=8, loc="outside right center")
     figure.savefig(DOCS / "img" / "operators" / f"{name}.png")
     plt.close(figure)
