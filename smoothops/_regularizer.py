@@ -47,7 +47,7 @@ class Regularizer(Smoothing):
     log_residual: ClassVar[bool] = False  # Newton on log sum phi converges faster than on sum phi
     pair_scale: ClassVar[float] = 1.0  # the simplex of (x, 0) at eps is the hypercube at this multiple of eps
     pool_rule: ClassVar[int] = MEAN  # how a block of a permutahedron is summed up
-    closed_form: ClassVar[bool] = False  # on the simplex: supplies simplex_argmax, and simplex_max, equal to tau
+    closed_form: ClassVar[bool] = False  # on the simplex: supplies simplex_argmax and simplex_max; dphi = phi
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -127,5 +127,7 @@ def mixing_threshold(
 
     spread, whole = at(centre - 2) - at(centre + 1), at(skipped) - at(skipped + m)
     scale = torch.where(spread > 0, spread, torch.where(whole > 0, whole, 1))
-    goal = torch.minimum(torch.full_like(scale, target), m if linear else 0.99 * m)
-    return widen_and_search(measure, scale, goal).reshape(*batch, 1)
+    # where all or none are chosen there is no threshold to soften
+    forced = (k <= skipped) | (k - skipped >= m)
+    goal = torch.where(forced, 0, torch.minimum(torch.full_like(scale, target), m if linear else 0.99 * m))
+    return torch.where(forced, scale, widen_and_search(measure, scale, goal)).reshape(*batch, 1)
