@@ -205,6 +205,13 @@ def _descending_order(rows: Rows, stable_ascending: bool = False) -> tuple[Tenso
     return order, rows.present.gather(-1, order)
 
 
+def in_sorted_order(rows: Rows, v: Tensor) -> Tensor:
+    """v (..., n), one number an item, in the stable ascending order of the rows, 0 for absent items, which come last."""
+    order, present = _descending_order(rows, stable_ascending=True)
+    v = v.gather(-1, order)
+    return _ascending(v if present is None else torch.where(present, v, 0), present)
+
+
 def _ascending(y: Tensor, present: Tensor | None) -> Tensor:
     """Rows with the largest first and absent items last, turned to the smallest first and absent items last."""
     if present is None:

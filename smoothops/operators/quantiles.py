@@ -8,7 +8,7 @@ from torch import Tensor
 from .._axes import Dim, Rows, check_number, check_tensor, concrete
 from ..regularizers import Mixing, Quadratic
 from ..smoothing import SmoothingLike, as_smoothing
-from .order import sorting
+from .order import in_sorted_order, sorting
 
 INTERPOLATIONS = ("linear", "lower", "higher", "midpoint", "nearest")
 
@@ -28,6 +28,26 @@ def _at(y: Tensor, index: Tensor, m: Tensor) -> Tensor:
     """The entry of each row at ``index`` (..., 1), NaN where no item is present."""
     index = torch.minimum(index.clamp(min=0), (m - 1).clamp(min=0)).long().expand(*y.shape[:-1], index.shape[-1])
     return torch.where(m > 0, y.gather(-1, index), torch.nan)
+
+
+def _place(rows: Rows, q: Tensor, m: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The item at or below each level, and the part of the way from there to the next one: (..., levels)."""
+    if weights is None:
+        place = q * (m - 1).clamp(min=0)
+        low = place.detach().floor()
+        return low, place - low
+    # an item of weight w stands for w copies at the places from ``first`` to ``first + w - 1``
+    if concrete(weights) and not bool((weights >= 1).all()):
+        raise ValueError(
+            f"weights count copies and must be >= 1, got a minimum of {weights.min().item()}; rescale them"
+        )
+    w = in_sorted_order(rows, rows.like(weights, "weights"))
+    total = w.cumsum(-1)
+    first = total - w
+    place = q * (total[..., -1:] - 1).clamp(min=0)
+    low = (torch.searchsorted(first.detach().contiguous(), place.detach().contiguous(), right=True) - 1).clamp(min=0)
+    low = torch.minimum(low, (m - 1).clamp(min=0).long())
+    return low.to(q), (place - first.gather(-1, low) - w.gather(-1, low) + 1).clamp(0, 1)
 
 
 def kthvalue(
@@ -76,7 +96,7 @@ def median(
 
 def quantile(
     x: Tensor, q: float | Tensor, dim: Dim = None, keepdim: bool = False, *, interpolation: str = "linear",
-    where: Tensor | None = None, smoothing: SmoothingLike = None,
+    where: Tensor | None = None, weights: Tensor | None = None, smoothing: SmoothingLike = None,
 ) -> Tensor:  # fmt: skip
     """Soft quantile: the soft :func:`sort` at position q (n - 1), interpolated between its neighbours.
 
@@ -86,6 +106,7 @@ def quantile(
         dim: one dimension, a tuple, or None for all entries.
         interpolation: torch's: "linear", "lower", "higher", "midpoint" or "nearest".
         where: bool mask; the quantile is that of the present items, NaN where there is none.
+        weights: >= 1, broadcastable to x, with gradient: how often each item counts; they follow the hard order.
         smoothing: as in :func:`sort`; eps has the unit 1/x.
 
     Raises: ValueError for q outside [0, 1] or another interpolation. Complexity: O(n log n) time, O(n) memory.
@@ -103,16 +124,16 @@ def quantile(
     if concrete(levels) and not bool(((levels >= 0) & (levels <= 1)).all()):
         raise ValueError(f"q must lie in [0, 1], got {q}")
     rows, y, m = _sorted_rows(x, dim, where, smoothing)
-    place = levels.to(y).reshape(-1) * (m - 1).clamp(min=0)  # (..., number of levels)
-    low, high = place.detach().floor(), place.detach().ceil()
+    low, part = _place(rows, levels.to(y).reshape(-1), m, weights)
+    between = (part.detach() > 0).to(y)
     fraction = {
-        "linear": place - low,
-        "lower": torch.zeros_like(place),
-        "higher": (high - low).clamp(max=1),
-        "midpoint": (high - low) / 2,
-        "nearest": place.detach().round() - low,
+        "linear": part,
+        "lower": torch.zeros_like(part),
+        "higher": between,
+        "midpoint": between / 2,
+        "nearest": (low + part).detach().round() - low,  # halves to even, as torch
     }[interpolation]
-    below, above = _at(y, low, m), _at(y, high, m)
+    below, above = _at(y, low, m), _at(y, low + between, m)
     # lerp's two forms: exact at both ends; and never inf - inf where both neighbours are the same infinity
     gap = torch.where(above == below, 0, above - below)
     value = torch.where(fraction < 0.5, below + fraction * gap, above - (1 - fraction) * gap)

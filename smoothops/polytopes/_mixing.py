@@ -52,7 +52,7 @@ def widen_and_search(measure: Callable[[Tensor], tuple[Tensor, Tensor]], scale: 
     """:func:`_search` from one guess of eps, widened both ways until it holds the target."""
     low, high = scale, scale
     for _ in range(40):
-        small, large = measure(low)[0] < target, measure(high)[0] >= target
+        small, large = (measure(low)[0] < target) | (target <= 0), measure(high)[0] >= target
         if bool((small & large).all()):
             break
         low, high = torch.where(small, low, low / 64), torch.where(large, high, high * 64)
