@@ -206,7 +206,7 @@ def _descending_order(rows: Rows, stable_ascending: bool = False) -> tuple[Tenso
 
 
 def in_sorted_order(rows: Rows, v: Tensor) -> Tensor:
-    """v (..., n), one number an item, in the stable ascending order of the rows, 0 for absent items, which come last."""
+    """v (..., n), one number an item, in the stable ascending order of the rows; absent items are last, and 0."""
     order, present = _descending_order(rows, stable_ascending=True)
     v = v.gather(-1, order)
     return _ascending(v if present is None else torch.where(present, v, 0), present)
