@@ -195,7 +195,6 @@ KL_SORT = {
     "total/straight-entropy": "Entropy keeps no sum",
     "centre/entropy": "the log-mean-exp; see test_entropy_sort_tends_to_the_log_mean_exp",
 }
-ONE_SMALL = {"centre": "grows with eps"}
 
 
 def simplex(n: int) -> so.Polytope:
@@ -382,6 +381,11 @@ class Case:
 
 
 CASES = [Case(operator, family) for operator in OPERATORS for family in operator.smoothings]
+
+
+def sum_error(case: Case) -> float:
+    """How far rounding may move a sum: for alpha > 2 phi is so steep at 0 that an ulp of x moves y by 1e-8."""
+    return 1e-7 if case.family == "tsallis3" else 1e-13
 
 
 def cases(law: str, needs: Callable[[Operator], object] = lambda o: True, *, all_core: bool = False) -> list[Any]:
