@@ -110,7 +110,8 @@ def heaviside(x: Tensor, values: Tensor | float | None = None, *, smoothing: Smo
     at_zero = torch.as_tensor(0.5 if values is None else values)
 
     def hard(v: Tensor) -> Tensor:
-        return torch.heaviside(v, at_zero.to(v)) if v.numel() else v
+        step = torch.where(v == 0, at_zero.to(v), (v.sign() + 1) / 2)  # torch.heaviside has no derivative
+        return torch.where(v.isnan(), v, step)
 
     return _elementwise(x, "heaviside", smoothing, hard, _step)
 
@@ -274,7 +275,7 @@ def ceil(x: Tensor, *, smoothing: SmoothingLike = 0.1) -> Tensor:
 
     Example:
         >>> so.ceil(torch.tensor([0.5, 1.0, 2.75]), smoothing=so.Quadratic(0.5))
-        tensor([1.0000, 1.5000, 2.7500])
+        tensor([1.0000, 1.5000, 3.2500])
     """
     return _elementwise(x, "ceil", smoothing, torch.ceil, lambda v, e, f: -_soft_floor(-v, e, f))
 

@@ -43,7 +43,8 @@ def sort(
         stable: accepted; ties are always differentiated along the stable order.
         where: bool mask; the present items come sorted, then ``fill`` in place of the absent ones.
         smoothing: a number eps, in the unit 1/x, means Quadratic(eps): equal to torch.sort iff all gaps are <= 1/eps.
-            None: Quadratic(Mixing(3.0)), eps from the data. Entropy: log argmax over the permutahedron of e^x. Or Hard.
+            None: Quadratic(Mixing(3.0)), eps from the data. Entropy: log argmax over the permutahedron of e^x.
+            Laplace(eps), eps in the unit of x: the inverse of a sum of Laplace laws. Or Hard.
 
     Returns: values, a tensor like torch.msort. Quadratic keeps the sum; infinities stay exact and carry no gradient.
     Raises: ValueError for a smoothing that does not sort. Complexity: O(n log n) time, O(n) memory.
@@ -91,7 +92,7 @@ def rank(
         weights: positive, broadcastable to x; an integer weight counts as so many copies (Quadratic, Hard).
         where: bool mask; the ranks run over the present items, absent ones have rank 0.
         smoothing: a number eps, in the unit of x, means Quadratic(eps): equal to hard ranks iff all gaps are >= eps.
-            None: Quadratic(Mixing(3.0)), eps from the data. Also Entropy, Hard (ties averaged).
+            None: Quadratic(Mixing(3.0)), eps from the data. Also Entropy, Laplace, Hard (ties averaged).
 
     Returns: ranks in [1, n], the smallest 1 unless descending; they sum to n (n + 1)/2. Infinities are extremes.
     Raises: ValueError for a smoothing that does not rank, or weights <= 0. Complexity: O(n log n) time, O(n) memory.
@@ -253,9 +254,9 @@ def soft_permutation(
     Complexity: one sort, then O(n) a product. Source: Struski et al. 2025, "LapSum".
 
     Example:
-        >>> P = so.soft_permutation(torch.tensor([2.0, 0.0, 1.0]), smoothing=0.1)
+        >>> P = so.soft_permutation(torch.tensor([2.0, 0.0, 1.0]), smoothing=0.2)
         >>> P @ torch.tensor([2.0, 0.0, 1.0])
-        tensor([2.2700e-05, 1.0000e+00, 2.0000e+00])
+        tensor([0.0415, 1.0000, 1.9585])
     """
     reg = as_smoothing(smoothing, Laplace, Mixing(3.0))
     if not isinstance(reg, Laplace):
