@@ -224,7 +224,7 @@ def test_main_prints_the_table_and_writes_the_figure(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("ours", "code", "word"), [((0.905, 200.0), 0, "passed"), ((0.93, 200.0), 1, "FAILED"), ((0.9, 204.0), 1, "FAILED")]
+    ("ours", "code", "word"), [((0.905, 200.0), 0, "passed"), ((0.93, 200.0), 1, "FAILED"), ((0.9, 201.5), 1, "FAILED")]
 )
 def test_main_fails_if_the_default_experiment_is_not_won(ours, code, word, capsys, monkeypatch):
     measured = iter([run for runs in zip(*results(ours, (0.88, 203.0)).values(), strict=True) for run in runs])
