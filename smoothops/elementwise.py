@@ -79,7 +79,7 @@ def _step(x: Tensor, eps: Tensor, family: type[Regularizer]) -> Tensor:
 
 
 def _ramp(x: Tensor, eps: Tensor, family: type[Regularizer]) -> Tensor:
-    """eps times the integral of F up to x/eps: max(x, 0) and a rest that is even in x, so that no digit of x is lost."""
+    """eps times the integral of F up to x/eps: max(x, 0) and a rest that is even in x: no digit of x is lost."""
     negative = torch.where(x < 0, x, -x)
     return torch.where(x < 0, 0, x) + eps * family.psi(_z(negative, eps, family), torch.ones_like(x))
 
