@@ -7,21 +7,32 @@ from torch import Tensor
 
 from .._axes import Dim, Rows, check_number, check_tensor, concrete
 from ..regularizers import Mixing, Quadratic
-from ..smoothing import SmoothingLike, as_smoothing
-from .order import in_sorted_order, sorting
+from ..smoothing import Problem, SmoothingLike, as_smoothing
+from .order import Strength, in_sorted_order, sorting
 
+_TORCHS = (torch.float32, torch.float64)
 INTERPOLATIONS = ("linear", "lower", "higher", "midpoint", "nearest")
+
+
+def _sorting(x: Tensor, dim: Dim, where: Tensor | None) -> tuple[Rows, Problem, Strength]:
+    rows, problem, strength = sorting(check_tensor(x), dim, False, where)
+    if rows.n == 0:
+        raise IndexError(f"cannot take an order statistic along dim {dim!r} of size 0 of shape {tuple(x.shape)}")
+    return rows, problem, strength
+
+
+def _count(rows: Rows, y: Tensor) -> Tensor:
+    """The number of present items, (..., 1)."""
+    if rows.present is None:
+        return torch.full_like(y[..., :1], rows.n)
+    return rows.present.sum(-1, keepdim=True).to(y.dtype)
 
 
 def _sorted_rows(x: Tensor, dim: Dim, where: Tensor | None, smoothing: SmoothingLike) -> tuple[Rows, Tensor, Tensor]:
     """The soft sort as rows, smallest first, and the number of present items (..., 1)."""
-    rows, problem, _ = sorting(check_tensor(x), dim, False, where)
-    if rows.n == 0:
-        raise IndexError(f"cannot take an order statistic along dim {dim!r} of size 0 of shape {tuple(x.shape)}")
+    rows, problem, _ = _sorting(x, dim, where)
     y = rows.poisoned(as_smoothing(smoothing, Quadratic, Mixing(3.0)).solve(problem))
-    if rows.present is None:
-        return rows, y, torch.full_like(y[..., :1], rows.n)
-    return rows, y, rows.present.sum(-1, keepdim=True).to(y.dtype)
+    return rows, y, _count(rows, y)
 
 
 def _at(y: Tensor, index: Tensor, m: Tensor) -> Tensor:
@@ -123,20 +134,38 @@ def quantile(
         raise ValueError(f"q must be a number, a 0-d or a 1-d tensor, got shape {tuple(levels.shape)}")
     if concrete(levels) and not bool(((levels >= 0) & (levels <= 1)).all()):
         raise ValueError(f"q must lie in [0, 1], got {q}")
-    rows, y, m = _sorted_rows(x, dim, where, smoothing)
-    low, part = _place(rows, levels.to(y).reshape(-1), m, weights)
-    between = (part.detach() > 0).to(y)
-    fraction = {
-        "linear": part,
-        "lower": torch.zeros_like(part),
-        "higher": between,
-        "midpoint": between / 2,
-        "nearest": (low + part).detach().round() - low,  # halves to even, as torch
-    }[interpolation]
-    below, above = _at(y, low, m), _at(y, low + between, m)
-    # lerp's two forms: exact at both ends; and never inf - inf where both neighbours are the same infinity
-    gap = torch.where(above == below, 0, above - below)
-    value = torch.where(fraction < 0.5, below + fraction * gap, above - (1 - fraction) * gap)
-    value = torch.where(fraction == 0, below, torch.where(fraction == 1, above, value))
+    rows, problem, _ = _sorting(x, dim, where)
+    q_wide = levels.to(rows.wide).reshape(-1)
+
+    def interpolated(y: Tensor) -> Tensor:
+        m = _count(rows, y)
+        low, part = _place(rows, q_wide, m, weights)
+        between = (part.detach() > 0).to(y)
+        fraction = {
+            "linear": part,
+            "lower": torch.zeros_like(part),
+            "higher": between,
+            "midpoint": between / 2,
+            "nearest": (low + part).detach().round() - low,  # halves to even, as torch
+        }[interpolation]
+        below, above = _at(y, low, m), _at(y, low + between, m)
+        # lerp's two forms: exact at both ends; and never inf - inf where both neighbours are the same infinity
+        gap = torch.where(above == below, 0, above - below)
+        value = torch.where(fraction < 0.5, below + fraction * gap, above - (1 - fraction) * gap)
+        return torch.where(fraction == 0, below, torch.where(fraction == 1, above, value))
+
+    def hard() -> Tensor:
+        value = interpolated(problem.hard())
+        # torch's own rounding where torch has a quantile: of float32 and float64, of up to 16 million finite entries
+        if where is None and weights is None and rows.x.numel() < 16_000_000 and rows.dtype in _TORCHS:
+            infinite = rows.x.isinf().any(-1, keepdim=True)
+            own = torch.where(infinite, 0, rows.x).to(rows.dtype)
+            found = torch.quantile(own, q_wide.to(rows.dtype), -1, interpolation=interpolation).movedim(0, -1)
+            value = torch.where(infinite, value, found.to(rows.wide))
+        return value
+
+    bound = as_smoothing(smoothing, Quadratic, Mixing(3.0))
+    value = bound.solve(Problem(hard, lambda reg: interpolated(problem.soft(reg))))
+    value = rows.poisoned_value(value)
     answers = [rows.reduced(value[..., i : i + 1], keepdim) for i in range(value.shape[-1])]
     return torch.stack(answers) if levels.ndim else answers[0]
