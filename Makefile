@@ -28,7 +28,9 @@ bench: $(STAMP) ## time against torch and other libraries; rewrites docs/benchma
 
 docs: $(STAMP) ## run every example in the documentation, redraw the figures
 	$(BIN)/python -m pytest tests/test_docs.py
-	@if [ -f docs/figures.py ]; then echo "drawing the figures"; $(BIN)/python docs/figures.py; fi
+	@echo "drawing the figures and writing the operator pages"
+	$(BIN)/python docs/figures.py
+	$(BIN)/python docs/operator_pages.py
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

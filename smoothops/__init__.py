@@ -9,17 +9,23 @@ from .smoothing import Hard, Smoothing, StraightThrough, straight_through
 from ._regularizer import Mixing, Regularizer
 from .regularizers import BinaryEntropy, Entropy, Laplace, Quadratic, Tsallis
 from .polytopes import CappedSimplex, Hypercube, OrderPolytope, Permutahedron, Polytope, Simplex
+from .elementwise import abs, ceil, clamp, floor, heaviside, maximum, minimum, relu, round, sign
 from .operators import (
     amax,
     amin,
     argmax,
     argmin,
+    argsort,
     entmax,
     isotonic,
+    kthvalue,
     max,
+    median,
     min,
     mixing_eps,
+    quantile,
     rank,
+    soft_permutation,
     sort,
     sparsemax,
     topk,
@@ -60,8 +66,24 @@ __all__ = [
     "sparsemax",
     "entmax",
     "sort",
+    "argsort",
+    "soft_permutation",
     "rank",
     "topk",
+    "kthvalue",
+    "median",
+    "quantile",
     "topk_mask",
     "isotonic",
+    # elementwise
+    "heaviside",
+    "sign",
+    "relu",
+    "abs",
+    "maximum",
+    "minimum",
+    "clamp",
+    "floor",
+    "ceil",
+    "round",
 ]

@@ -45,8 +45,9 @@ class Regularizer(Smoothing):
     bounded: ClassVar[bool] = False  # phi lies in [0, 1] by itself
     newton_steps: ClassVar[int] = 2  # plain steps that carry derivatives: 1 is exact where phi'' = 0
     log_residual: ClassVar[bool] = False  # Newton on log sum phi converges faster than on sum phi
+    pair_scale: ClassVar[float] = 1.0  # the simplex of (x, 0) at eps is the hypercube at this multiple of eps
     pool_rule: ClassVar[int] = MEAN  # how a block of a permutahedron is summed up
-    closed_form: ClassVar[bool] = False  # on the simplex: supplies simplex_argmax, and simplex_max, equal to tau
+    closed_form: ClassVar[bool] = False  # on the simplex: supplies simplex_argmax and simplex_max; dphi = phi
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

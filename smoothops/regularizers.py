@@ -144,7 +144,8 @@ class Quadratic(Regularizer):
         tensor([3.0000, 1.2500, 1.7500])
     """
 
-    roles = frozenset({"simplex", "capped", "box", "order", "permutahedron"})
+    roles = frozenset({"simplex", "capped", "box", "step", "order", "permutahedron"})
+    pair_scale = 2.0
     newton_steps = 1
 
     @staticmethod
@@ -193,7 +194,7 @@ class Entropy(Regularizer):
         tensor([0.2689, 0.7311])
     """
 
-    roles = frozenset({"simplex", "capped", "box", "permutahedron"})
+    roles = frozenset({"simplex", "capped", "box", "step", "permutahedron"})
     log_residual = True
     pool_rule = LOGSUMEXP
     closed_form = True
@@ -258,7 +259,7 @@ class BinaryEntropy(Regularizer):
         tensor([0.8776, 0.3036, 0.0557, 0.7631])
     """
 
-    roles = frozenset({"capped", "box"})
+    roles = frozenset({"capped", "box", "step"})
     bounded = True
     log_residual = True
 
@@ -301,7 +302,7 @@ class Laplace(Regularizer):
         tensor(1.)
     """
 
-    roles = frozenset({"capped"})
+    roles = frozenset({"capped", "step", "cdf"})
     bounded = True
     log_residual = True
 

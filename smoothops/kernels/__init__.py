@@ -27,6 +27,12 @@ def pool(theta: Tensor, w: Tensor, weights: Tensor, group: Tensor, eps: Tensor, 
     return (fast or reference).pool(theta, w, weights, group, eps, rule)
 
 
+def compiled_threshold(family: Any) -> Any:
+    """The module of compiled threshold kernels, or None where there is none for ``family``."""
+    fast = _compiled("cpu_threshold")
+    return fast if fast is not None and family.__name__ in fast.CODES else None
+
+
 def threshold(
     x: Tensor, active: Tensor, eps: Tensor, k: Tensor, shape: Tensor, family: Any, cap: Any, ordered: bool
 ) -> tuple[Tensor, Tensor]:
@@ -34,8 +40,8 @@ def threshold(
 
     ``family`` supplies the scalar functions; one that has no compiled twin runs in plain torch.
     """
-    fast = _compiled("cpu_threshold") if x.device.type == "cpu" else None
-    if fast is not None and family.__name__ in fast.CODES:
+    fast = compiled_threshold(family) if x.device.type == "cpu" else None
+    if fast is not None:
         return fast.threshold(x, active, eps, k, shape, family.__name__, cap, ordered, family.log_residual)
     return reference.threshold(
         x, active, eps, k, lambda z: family.phi(z, shape), lambda z: family.dphi(z, shape),

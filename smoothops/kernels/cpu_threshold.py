@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .cpu import jit
+from .torch import SLOPE_FLOOR
 
 # the scalar functions of a regularizer, by number, as in smoothops.regularizers
 QUADRATIC, ENTROPY, LOGISTIC, LAPLACE, TSALLIS = range(5)
@@ -173,3 +175,64 @@ def threshold(
     arrays = [np.ascontiguousarray(v.numpy()) for v in (x, active)]
     _solve(*arrays, *columns, CODES[family], ordered, log_residual, ref.numpy()[:, 0], tau.numpy()[:, 0])
     return ref, tau
+
+
+@jit
+def _answer(u, tau, shape, cap, code, y):  # type: ignore[no-untyped-def]
+    for r in range(u.shape[0]):
+        for i in range(u.shape[1]):
+            z = u[r, i] - tau[r]
+            y[r, i] = 1.0 if z >= cap[r] else _phi(code, z, shape[r])[0]
+
+
+@jit
+def _product(u, tau, shape, cap, code, v, out, mean):  # type: ignore[no-untyped-def]
+    """out = d (v - mean), mean = <d, v> / S, with d = phi'(u - tau); sums in two levels, as in _sums."""
+    n = u.shape[1]
+    for r in range(u.shape[0]):
+        total, slope = 0.0, 0.0
+        for begin in range(0, n, CHUNK):
+            part, part_slope = 0.0, 0.0
+            for i in range(begin, min(begin + CHUNK, n)):
+                z = u[r, i] - tau[r]
+                d = 0.0 if z >= cap[r] else _phi(code, z, shape[r])[1]
+                out[r, i] = d
+                if d != 0:  # an item of no weight carries none, also where v is infinite
+                    part += d * v[r, i]
+                    part_slope += d
+            total += part
+            slope += part_slope
+        usable = slope > SLOPE_FLOOR
+        mean[r] = total / slope if usable else 0.0
+        for i in range(n):
+            d = out[r, i]
+            out[r, i] = d * (v[r, i] - mean[r]) if usable and d != 0 else 0.0
+
+
+def _matrix(v: Tensor) -> np.ndarray:
+    return v.detach().reshape(-1, v.shape[-1]).contiguous().numpy()
+
+
+def answer(u: Tensor, tau: Tensor, shape: Tensor, cap: Tensor, family: str) -> Tensor:
+    """min(phi(u - tau), 1) for u (..., n) and tau, shape, cap (..., 1)."""
+    y = torch.empty(u.shape, dtype=u.dtype)
+    if u.numel():
+        rows = _matrix(u)
+        _answer(rows, *_spread(u, tau, shape, cap), CODES[family], y.view(rows.shape).numpy())
+    return y
+
+
+def product(u: Tensor, tau: Tensor, shape: Tensor, cap: Tensor, family: str, v: Tensor) -> tuple[Tensor, Tensor]:
+    """(d (v - mean), mean), mean = <d, v>/S (..., 1): the Jacobian product in u, and the gradient in k."""
+    out, mean = torch.empty(u.shape, dtype=u.dtype), torch.zeros((*u.shape[:-1], 1), dtype=u.dtype)
+    if u.numel():
+        rows = _matrix(u)
+        columns = _spread(u, tau, shape, cap)
+        _product(rows, *columns, CODES[family], _matrix(v), out.view(rows.shape).numpy(), mean.view(-1).numpy())
+    return out, mean
+
+
+def _spread(u: Tensor, *values: Tensor) -> list[np.ndarray]:
+    """(..., 1) as one number for each row of u."""
+    batch = (*u.shape[:-1], 1)
+    return [v.detach().expand(batch).reshape(-1).contiguous().numpy() for v in values]

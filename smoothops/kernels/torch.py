@@ -17,6 +17,7 @@ from .._axes import row_sum
 
 MEAN, LOGSUMEXP = 0, 1
 FAR = -1e300  # stands for -inf where inf would meet 0 * inf
+SLOPE_FLOOR = 1e-150  # a flatter sum of slopes has no usable derivative: its inverse squared must not overflow
 ROUNDS = 30  # of parallel pooling, then sequentially: one outlier can need n - 1 rounds
 GROUPS = 16  # group numbers lie in 0..15
 CHECK_EVERY = 4  # rounds between two looks at whether anything is left (a host synchronization on a GPU)

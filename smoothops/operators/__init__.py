@@ -1,7 +1,8 @@
 """The drop-in operators: encode the input as a linear programme over a polytope, smooth it, decode the answer."""
 
 from .choice import Extremum, amax, amin, argmax, argmin, entmax, max, min, sparsemax, topk_mask
-from .order import isotonic, rank, sort, topk
+from .order import argsort, isotonic, rank, soft_permutation, sort, topk
+from .quantiles import kthvalue, median, quantile
 from .strength import mixing_eps
 
 __all__ = [
@@ -10,12 +11,17 @@ __all__ = [
     "amin",
     "argmax",
     "argmin",
+    "argsort",
     "entmax",
     "isotonic",
+    "kthvalue",
     "max",
+    "median",
     "min",
     "mixing_eps",
+    "quantile",
     "rank",
+    "soft_permutation",
     "sort",
     "sparsemax",
     "topk",

@@ -7,15 +7,25 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._axes import Rows, check_tensor, normalize_dims, single_dim
+from .._axes import Dim, Rows, check_tensor, normalize_dims, single_dim
 from .._regularizer import Mixing, Regularizer, check_positive
+from ..lapsum import LapSum
 from ..polytopes import OrderPolytope, Permutahedron
 from ..polytopes.base import check_role
 from ..polytopes.permutahedron import Sorted
-from ..regularizers import Quadratic
+from ..regularizers import Laplace, Quadratic
 from ..smoothing import Problem, SmoothingLike, as_smoothing
+from ..soft_permutation import SoftPermutation
 
 Strength = Callable[[Regularizer], Tensor]
+Solver = type[Sorted] | type[LapSum]
+
+# what computes a soft order, by the role that the regularizer plays in it
+_SOLVERS: dict[str, Solver] = {Permutahedron.role: Sorted, "cdf": LapSum}
+
+
+def _solver(reg: Regularizer, name: str) -> Solver:
+    return _SOLVERS[check_role(reg, _SOLVERS, name)]
 
 
 # --- an order: the permutahedron -------------------------------------------------------------------------------------
@@ -33,7 +43,8 @@ def sort(
         stable: accepted; ties are always differentiated along the stable order.
         where: bool mask; the present items come sorted, then ``fill`` in place of the absent ones.
         smoothing: a number eps, in the unit 1/x, means Quadratic(eps): equal to torch.sort iff all gaps are <= 1/eps.
-            None: Quadratic(Mixing(3.0)), eps from the data. Entropy: log argmax over the permutahedron of e^x. Or Hard.
+            None: Quadratic(Mixing(3.0)), eps from the data. Entropy: log argmax over the permutahedron of e^x.
+            Laplace(eps), eps in the unit of x: the inverse of a sum of Laplace laws. Or Hard.
 
     Returns: values, a tensor like torch.msort. Quadratic keeps the sum; infinities stay exact and carry no gradient.
     Raises: ValueError for a smoothing that does not sort. Complexity: O(n log n) time, O(n) memory.
@@ -43,7 +54,7 @@ def sort(
         >>> so.sort(torch.tensor([5.0, 1.0, 2.0]), smoothing=1.0)
         tensor([1.6667, 2.6667, 3.6667])
     """
-    rows, problem, _ = _sorting(x, dim, descending, where)
+    rows, problem, _ = sorting(x, single_dim(dim), descending, where)
     y = rows.poisoned(as_smoothing(smoothing, Quadratic, Mixing(3.0)).solve(problem))
     if rows.present is not None:
         m = rows.present.sum(-1, keepdim=True)
@@ -51,28 +62,20 @@ def sort(
     return rows.restore(y)
 
 
-def _sorting(x: Tensor, dim: int, descending: bool, where: Tensor | None) -> tuple[Rows, Problem, Strength]:
+def sorting(x: Tensor, dim: Dim, descending: bool, where: Tensor | None) -> tuple[Rows, Problem, Strength]:
     """The sort of x as a programme in theta = rho over the permutahedron of x."""
-    rows = Rows(x, single_dim(dim), where)
+    rows = Rows(x, dim, where)
     order, present = _descending_order(rows, stable_ascending=not descending)
     values, rho = rows.x.gather(-1, order), _positions(rows, present)
 
     def arranged(y: Tensor) -> Tensor:
-        """From largest first, absent items last, to the order asked for."""
-        if descending:
-            return y
-        if present is None:
-            return y.flip(-1)
-        m = present.sum(-1, keepdim=True)
-        index = torch.arange(rows.n, device=y.device)
-        return y.gather(-1, torch.where(index < m, m - 1 - index, index))
+        return y if descending else _ascending(y, present)
 
     def soft(reg: Regularizer) -> Tensor:
-        check_role(reg, Permutahedron.role, "sort")
-        return arranged(Sorted(rho, values, present).solve(rows, reg))
+        return arranged(_solver(reg, "sort")(rho, values, present).solve(rows, reg))
 
     def strength(reg: Regularizer) -> Tensor:
-        return Sorted(rho, values, present).strength(rows, reg)
+        return _solver(reg, "sort")(rho, values, present).solve_strength(rows, reg)
 
     return rows, Problem(lambda: arranged(values), soft), strength
 
@@ -89,7 +92,7 @@ def rank(
         weights: positive, broadcastable to x; an integer weight counts as so many copies (Quadratic, Hard).
         where: bool mask; the ranks run over the present items, absent ones have rank 0.
         smoothing: a number eps, in the unit of x, means Quadratic(eps): equal to hard ranks iff all gaps are >= eps.
-            None: Quadratic(Mixing(3.0)), eps from the data. Also Entropy, Hard (ties averaged).
+            None: Quadratic(Mixing(3.0)), eps from the data. Also Entropy, Laplace, Hard (ties averaged).
 
     Returns: ranks in [1, n], the smallest 1 unless descending; they sum to n (n + 1)/2. Infinities are extremes.
     Raises: ValueError for a smoothing that does not rank, or weights <= 0. Complexity: O(n log n) time, O(n) memory.
@@ -115,21 +118,24 @@ def _ranking(
         check_positive(weights, "weights", zero=False)
         w = rows.like(weights, "weights").gather(-1, order)
     rho = _positions(rows, present, w)
-    ordered = Sorted(rows.x.gather(-1, order), rho, present, w)
+    values = rows.x.gather(-1, order)
 
     def back(y: Tensor) -> Tensor:
         return torch.zeros_like(rows.x).scatter(-1, order, y)
 
     def soft(reg: Regularizer) -> Tensor:
-        check_role(reg, Permutahedron.role, "rank")
+        solver = _solver(reg, "rank")
         if weights is not None and not isinstance(reg, Quadratic):
             raise ValueError(f"weights in rank need Quadratic or Hard, got {type(reg).__name__}")
-        return back(ordered.argmax(rows, reg))
+        return back(solver(values, rho, present, w).argmax(rows, reg))
 
     def hard() -> Tensor:
-        return back(ordered.ties(rho)).detach()
+        return back(Sorted(values, rho, present, w).ties(rho)).detach()
 
-    return rows, Problem(hard, soft), lambda reg: ordered.strength(rows, reg, ordered.pooled_w(reg))
+    def strength(reg: Regularizer) -> Tensor:
+        return _solver(reg, "rank")(values, rho, present, w).argmax_strength(rows, reg)
+
+    return rows, Problem(hard, soft), strength
 
 
 def topk(
@@ -200,6 +206,22 @@ def _descending_order(rows: Rows, stable_ascending: bool = False) -> tuple[Tenso
     return order, rows.present.gather(-1, order)
 
 
+def in_sorted_order(rows: Rows, v: Tensor) -> Tensor:
+    """v (..., n), one number an item, in the stable ascending order of the rows; absent items are last, and 0."""
+    order, present = _descending_order(rows, stable_ascending=True)
+    v = v.gather(-1, order)
+    return _ascending(v if present is None else torch.where(present, v, 0), present)
+
+
+def _ascending(y: Tensor, present: Tensor | None) -> Tensor:
+    """Rows with the largest first and absent items last, turned to the smallest first and absent items last."""
+    if present is None:
+        return y.flip(-1)
+    m = present.sum(-1, keepdim=True)
+    index = torch.arange(y.shape[-1], device=y.device)
+    return y.gather(-1, torch.where(index < m, m - 1 - index, index))
+
+
 def _positions(rows: Rows, present: Tensor | None, weights: Tensor | None = None) -> Tensor:
     """rho = (m, ..., 1) for the m present items, largest first; mid-ranks of the cumulative weight if weighted."""
     if weights is not None:
@@ -209,3 +231,78 @@ def _positions(rows: Rows, present: Tensor | None, weights: Tensor | None = None
     if present is None:
         return rho.expand_as(rows.x)
     return (rho - (rows.n - present.sum(-1, keepdim=True))).clamp(min=0)
+
+
+# --- matrices --------------------------------------------------------------------------------------------------------
+
+
+def soft_permutation(
+    x: Tensor, dim: int = -1, descending: bool = False, *, where: Tensor | None = None, smoothing: SmoothingLike = None
+) -> SoftPermutation:
+    """The doubly stochastic operator P near the permutation that sorts x, without forming it.
+
+    P_ki = F((b_k - x_i)/eps) - F((b_{k-1} - x_i)/eps), F the Laplace law, b_k such that sum_i F((b_k - x_i)/eps) = k.
+
+    Args:
+        x: (..., n, ...).
+        descending: the first position is that of the largest.
+        where: bool mask; absent items have zero columns, and the last positions zero rows.
+        smoothing: a number eps, in the unit of x, means Laplace(eps); None: Laplace(Mixing(3.0)).
+
+    Returns: an operator (batch..., n positions, n items) with ``P @ v``, ``P.T @ u`` in O(n), and ``P.dense()``.
+    P x is monotone and keeps the sum of x. Raises: ValueError for another smoothing than Laplace.
+    Complexity: one sort, then O(n) a product. Source: Struski et al. 2025, "LapSum".
+
+    Example:
+        >>> P = so.soft_permutation(torch.tensor([2.0, 0.0, 1.0]), smoothing=0.2)
+        >>> P @ torch.tensor([2.0, 0.0, 1.0])
+        tensor([0.0415, 1.0000, 1.9585])
+    """
+    reg = as_smoothing(smoothing, Laplace, Mixing(3.0))
+    if not isinstance(reg, Laplace):
+        raise ValueError(f"soft_permutation needs Laplace(eps), got {type(reg).__name__}; for Hard see argsort")
+    rows = Rows(x, single_dim(dim), where)
+    order, present = _descending_order(rows)
+    scale = LapSum(rows.x.gather(-1, order), _positions(rows, present), present).argmax_strength(rows, reg)
+    return SoftPermutation(rows, order, present, scale, descending)
+
+
+def argsort(
+    x: Tensor, dim: int = -1, descending: bool = False, stable: bool = False, *, where: Tensor | None = None,
+    smoothing: SmoothingLike = None,
+) -> Tensor:  # fmt: skip
+    """Soft argsort: for each position a distribution over the items, a doubly stochastic matrix.
+
+    Laplace: the dense form of :func:`soft_permutation`, whose arguments these are. Hard: the permutation matrix of
+    ``torch.argsort(x, stable=True)``.
+
+    Args:
+        x: (..., n, ...).
+        stable: accepted; Hard is always stable.
+        smoothing: a number eps, in the unit of x, means Laplace(eps); None: Laplace(Mixing(3.0)). Or Hard.
+
+    Returns: (..., n_position, n_item): the other dims of x, then position and item. Absent items have zero columns.
+    Raises: ValueError for a smoothing without a matrix. Complexity: O(n^2) time and memory, that of the answer.
+
+    Example:
+        >>> so.argsort(torch.tensor([2.0, 0.0, 1.0]), smoothing=so.Hard())
+        tensor([[0., 1., 0.],
+                [0., 0., 1.],
+                [1., 0., 0.]])
+    """
+    rows = Rows(x, single_dim(dim), where)
+
+    def soft(reg: Regularizer) -> Tensor:
+        check_role(reg, "cdf", "argsort")
+        return soft_permutation(x, dim, descending, where=where, smoothing=reg).dense()
+
+    def hard() -> Tensor:
+        order, present = _descending_order(rows, stable_ascending=not descending)
+        if not descending:  # ascending, with the absent items still last
+            order = _ascending(order, present)
+            present = None if present is None else _ascending(present, present)
+        matrix = torch.zeros(*order.shape, rows.n, dtype=rows.wide, device=order.device)
+        one = torch.ones_like(order, dtype=rows.wide) if present is None else present.to(rows.wide)
+        return matrix.scatter(-1, order.unsqueeze(-1), one.unsqueeze(-1)).to(rows.dtype)
+
+    return as_smoothing(smoothing, Laplace, Mixing(3.0)).solve(Problem(hard, soft))

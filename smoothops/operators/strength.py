@@ -32,13 +32,13 @@ def _of_mask(x: Tensor, k: Any, dim: int = -1, largest: bool = True, where: Tens
 def _of_sort(
     x: Tensor, dim: int = -1, descending: bool = False, stable: bool = False, where: Tensor | None = None
 ) -> Any:
-    return order._sorting(x, dim, descending, where)[::2]
+    return order.sorting(x, dim, descending, where)[::2]
 
 
 def _of_topk(
     x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True, where: Tensor | None = None
 ) -> Any:
-    return order._sorting(x, dim, largest, where)[::2]
+    return order.sorting(x, dim, largest, where)[::2]
 
 
 def _of_rank(

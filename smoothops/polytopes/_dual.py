@@ -24,10 +24,10 @@ from .. import kernels
 from .._axes import row_sum, spread, wide_dtype
 from .._opaque import as_rows, batch_shape, one_a_row, opaque
 from .._regularizer import FAMILIES, Regularizer
-from ..kernels.torch import FAR, LOGSUMEXP, MEAN
+from ..kernels.torch import FAR, LOGSUMEXP, MEAN, SLOPE_FLOOR
+from ._fused import FusedThreshold, fusible
 
 FINITE, ABSENT = 4, 15  # the groups of ordinary and of absent items; 0..8 are infinities of theta and w
-SLOPE_FLOOR = 1e-150  # a flatter sum has no usable derivative: 1/S^2 must not overflow
 
 
 # --- threshold -------------------------------------------------------------------------------------------------------
@@ -59,8 +59,55 @@ def clipped(reg: type[Regularizer], f: Callable, z: Tensor, shape: Tensor, above
     return torch.where(inside, f(torch.where(inside, z, reg.cap(shape)), shape), above)
 
 
+class Dual:
+    """The solved dual of rows u (..., n): tau (..., 1) with sum_i phi(u_i - tau) = k, and what follows from it.
+
+    ``shape`` is the parameter of phi, (..., 1); ``clip`` bounds phi by 1.
+    """
+
+    def __init__(self, family: type[Regularizer], shape: Tensor, clip: bool, tau: Tensor, n: int) -> None:
+        self.family, self.clip, self.tau = family, clip, tau
+        self.shape, self.wide_shape = shape, spread(shape, n)
+
+    def _apply(self, f: Callable, z: Tensor, above: Tensor | float) -> Tensor:
+        return clipped(self.family, f, z, self.wide_shape, above) if self.clip else f(z, self.wide_shape)
+
+    def phi(self, z: Tensor) -> Tensor:
+        return self._apply(self.family.phi, z, 1.0)
+
+    def dphi(self, z: Tensor) -> Tensor:
+        return self._apply(self.family.dphi, z, 0.0)
+
+    def differentiable_tau(self, u: Tensor, k: Tensor) -> Tensor:
+        """tau with its derivatives in u, k and shape: Newton steps of value 0."""
+        tau, level = self.tau, None
+        for _ in range(self.family.newton_steps):
+            z = u - spread(tau, u.shape[-1])
+            total, slope = row_sum(self.phi(z)), row_sum(self.dphi(z))
+            # the derivative of the residual sum phi - k, at value 0
+            level = (total - k).detach() if level is None else level
+            usable = slope > SLOPE_FLOOR
+            tau = tau + torch.where(usable, (total - k - level) / torch.where(usable, slope, 1), 0)
+        return tau
+
+    def answer(self, u: Tensor, k: Tensor) -> Tensor:
+        """phi(u - tau), with all derivatives in plain torch."""
+        return self.phi(u - spread(self.differentiable_tau(u, k), u.shape[-1]))
+
+    def cap(self) -> Tensor:
+        """Where the bound takes hold, (..., 1); inf where phi has none or needs none."""
+        cap = self.family.cap(self.shape) if self.clip and not self.family.bounded else torch.inf
+        return torch.as_tensor(cap, dtype=self.tau.dtype).expand(self.tau.shape)
+
+    def value(self, u: Tensor, k: Tensor) -> Tensor:
+        """sum psi(u - tau) + k tau + k omega(1): by duality its derivative in u is phi(u - tau)."""
+        tau, vertex = self.differentiable_tau(u, k), self.family.vertex(self.shape)
+        z = u - spread(tau, u.shape[-1])
+        return row_sum(self._apply(self.family.psi, z, z - vertex)) + k * (tau + vertex)
+
+
 class Threshold:
-    """phi(u - tau) with sum k, and its maximum, over rows that may hold infinities and absent items.
+    """phi(x/eps - tau) with sum k, and its maximum, over rows that may hold infinities and absent items.
 
     x: (..., n); eps, shape, k: (..., 1); present: (..., n) or None. ``clip`` bounds y by 1. -inf has weight 0; +inf
     takes weight 1 each, or all of k in equal parts where there are more than k of them.
@@ -70,8 +117,7 @@ class Threshold:
         self, family: type[Regularizer], x: Tensor, eps: Tensor, shape: Tensor, k: Tensor, present: Tensor | None,
         clip: bool,
     ) -> None:  # fmt: skip
-        self.family, self.eps, self.clip, self.vertex = family, eps, clip, family.vertex(shape)
-        self.shape = spread(shape, x.shape[-1])
+        self.family, self.eps = family, eps
         top, finite = x == torch.inf, x.isfinite()
         if present is not None:
             top, finite = top & present, finite & present
@@ -88,55 +134,38 @@ class Threshold:
         self.has_top = (n_top > 0) & wanted
         active = active | self.forced
         self.k = torch.where(self.forced, 0.5, k)
-        self.x = torch.where(active & finite & ~crowded & ~self.forced, x, 0)
+        x_active = torch.where(active & finite & ~crowded & ~self.forced, x, 0)
         self.raw = torch.where(self.forced & full & finite, x, 0)
         self.closed = family.closed_form and not clip
         if self.closed:
-            self.ref = torch.where(active, self.x, -torch.inf).detach().amax(-1, keepdim=True)
+            self.ref = torch.where(active, x_active, -torch.inf).detach().amax(-1, keepdim=True)
+            tau = self.ref  # not used
         else:
-            detached = [t.detach() for t in (self.x, active, eps, self.k, shape)]
-            self.ref, self.tau = _threshold(*detached, self.family.__name__, clip)
-        self.u = torch.where(active, (self.x - self.ref) / spread(eps, x.shape[-1]), FAR)
-        if self.closed:
-            self.tau = family.simplex_max(self.u.detach())
-
-    def _apply(self, f: Callable, z: Tensor, above: Tensor | float) -> Tensor:
-        return clipped(self.family, f, z, self.shape, above) if self.clip else f(z, self.shape)
+            detached = [t.detach() for t in (x_active, active, eps, self.k, shape)]
+            self.ref, tau = _threshold(*detached, family.__name__, clip)
+        self.u = torch.where(active, (x_active - self.ref) / spread(eps, x.shape[-1]), FAR)
+        self.dual = Dual(family, shape, clip, tau, x.shape[-1])
 
     def slopes(self) -> Tensor:
         """d = phi'(u - tau), up to a factor the row of the Jacobian that belongs to tau."""
-        return torch.where(self.forced, 0, self._apply(self.family.dphi, self.u - self.tau, 0.0))
-
-    def _differentiable_tau(self) -> Tensor:
-        tau, level = self.tau, None
-        for _ in range(self.family.newton_steps):
-            z = self.u - spread(tau, self.u.shape[-1])
-            total = row_sum(self._apply(self.family.phi, z, 1.0))
-            slope = row_sum(self._apply(self.family.dphi, z, 0.0))
-            # the derivative of the residual sum phi - k, at value 0
-            level = (total - self.k).detach() if level is None else level
-            usable = slope > SLOPE_FLOOR
-            tau = tau + torch.where(usable, (total - self.k - level) / torch.where(usable, slope, 1), 0)
-        return tau
+        d = self.family.simplex_argmax(self.u) if self.closed else self.dual.dphi(self.u - self.dual.tau)
+        return torch.where(self.forced, 0, d)
 
     def argmax(self) -> Tensor:
         if self.closed:
             y = self.family.simplex_argmax(self.u)
+        elif not self.dual.shape.requires_grad and fusible(self.family, self.u, self.k):
+            y = FusedThreshold.apply(self.u, self.k, self.dual)
         else:
-            tau = spread(self._differentiable_tau(), self.u.shape[-1])
-            y = self._apply(self.family.phi, self.u - tau, 1.0)
+            y = self.dual.answer(self.u, self.k)
         return torch.where(self.forced, self.forced_y, y) + self.top
 
     def max(self) -> Tensor:
-        """eps (sum psi(u - tau) + k tau + k omega(1)) + k ref: by duality its derivative is y."""
+        """The maximum in the unit of x; the derivative is y."""
         if self.closed:
             value = self.eps * self.family.simplex_max(self.u) + self.ref
         else:
-            tau = self._differentiable_tau()
-            z = self.u - spread(tau, self.u.shape[-1])
-            psi = self._apply(self.family.psi, z, z - self.vertex)
-            dual = row_sum(psi) + self.k * (tau + self.vertex)
-            value = self.eps * dual + self.k * self.ref
+            value = self.eps * self.dual.value(self.u, self.k) + self.k * self.ref
         value = torch.where(self.forced, row_sum(self.raw), value)
         value = torch.where(self.has_top, torch.inf, value)
         return torch.where(self.empty, -torch.inf, value)

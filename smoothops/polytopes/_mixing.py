@@ -48,6 +48,17 @@ def _search(measure: Callable[[Tensor], tuple[Tensor, Tensor]], low: Tensor, hig
     return unit * torch.where(mix_low >= target, low, high).exp()
 
 
+def widen_and_search(measure: Callable[[Tensor], tuple[Tensor, Tensor]], scale: Tensor, target: Tensor) -> Tensor:
+    """:func:`_search` from one guess of eps, widened both ways until it holds the target."""
+    low, high = scale, scale
+    for _ in range(40):
+        small, large = (measure(low)[0] < target) | (target <= 0), measure(high)[0] >= target
+        if bool((small & large).all()):
+            break
+        low, high = torch.where(small, low, low / 64), torch.where(large, high, high * 64)
+    return _search(measure, low, high, target)
+
+
 @opaque(
     "mixing_pool(Tensor theta, Tensor w, Tensor weights, Tensor group, int rule, float target) -> Tensor",
     lambda *args: one_a_row(*args),
@@ -116,11 +127,7 @@ def mixing_threshold(
 
     spread, whole = at(centre - 2) - at(centre + 1), at(skipped) - at(skipped + m)
     scale = torch.where(spread > 0, spread, torch.where(whole > 0, whole, 1))
-    goal = torch.minimum(torch.full_like(scale, target), m if linear else 0.99 * m)
-    low, high = scale, scale
-    for _ in range(40):
-        small, large = measure(low)[0] < goal, measure(high)[0] >= goal
-        if bool((small & large).all()):
-            break
-        low, high = torch.where(small, low, low / 64), torch.where(large, high, high * 64)
-    return _search(measure, low, high, goal).reshape(*batch, 1)
+    # where all or none are chosen there is no threshold to soften
+    forced = (k <= skipped) | (k - skipped >= m)
+    goal = torch.where(forced, 0, torch.minimum(torch.full_like(scale, target), m if linear else 0.99 * m))
+    return torch.where(forced, scale, widen_and_search(measure, scale, goal)).reshape(*batch, 1)

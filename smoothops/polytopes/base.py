@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -115,8 +115,11 @@ class Polytope(ABC):
         return reg
 
 
-def check_role(reg: Regularizer, role: str, name: str) -> None:
-    """Raise a ValueError that lists what is allowed, unless ``reg`` can soften ``name``."""
-    if role not in type(reg).roles:
-        allowed = ", ".join(sorted(f for f, c in FAMILIES.items() if role in c.roles))
-        raise ValueError(f"{type(reg).__name__} is not defined on {name}; use one of {allowed}, or Hard")
+def check_role(reg: Regularizer, role: str | Iterable[str], name: str) -> str:
+    """The first role in which ``reg`` can soften ``name``, else a ValueError that lists what is allowed."""
+    roles = (role,) if isinstance(role, str) else tuple(role)
+    for found in roles:
+        if found in type(reg).roles:
+            return found
+    allowed = ", ".join(sorted(f for f, c in FAMILIES.items() if c.roles.intersection(roles)))
+    raise ValueError(f"{type(reg).__name__} is not defined on {name}; use one of {allowed}, or Hard")

@@ -36,12 +36,18 @@ class Sorted:
         self.theta, self.w = torch.where(finite_theta, theta, 0), torch.where(finite_w, w, 0)
         self.weights = weights
 
-    def strength(self, rows: Rows, reg: Regularizer, w: Tensor | None = None) -> Tensor:
+    def strength(self, rows: Rows, reg: Regularizer, w: Tensor) -> Tensor:
         if not isinstance(reg.eps, Mixing):
             return rows.parameter(reg.eps, "eps")
         weights = torch.ones_like(self.theta) if self.weights is None else self.weights
-        detached = [t.detach() for t in (self.theta, self.w if w is None else w, weights, self.group)]
+        detached = [t.detach() for t in (self.theta, w, weights, self.group)]
         return mixing_pool(*detached, reg.pool_rule, reg.eps.inputs)
+
+    def solve_strength(self, rows: Rows, reg: Regularizer) -> Tensor:
+        return self.strength(rows, reg, self.w)
+
+    def argmax_strength(self, rows: Rows, reg: Regularizer) -> Tensor:
+        return self.strength(rows, reg, self.pooled_w(reg))
 
     def _blocks(self, rows: Rows, reg: Regularizer, w: Tensor) -> tuple[Blocks, Tensor]:
         eps = self.strength(rows, reg, w)
@@ -130,8 +136,7 @@ class Permutahedron(Polytope):
         return self._sorted(rows)[0].max(rows, reg)
 
     def strength(self, rows: Rows, reg: Regularizer) -> Tensor:
-        ordered = self._sorted(rows)[0]
-        return ordered.strength(rows, reg, ordered.pooled_w(reg))
+        return self._sorted(rows)[0].argmax_strength(rows, reg)
 
     def check(self, reg: Regularizer) -> Regularizer:
         reg = super().check(reg)

@@ -1,0 +1,199 @@
+"""Writes docs/operators, a page for each operator from its docstring: ``python docs/operator_pages.py``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor
+
+import smoothops as so
+
+DOCS = Path(__file__).parent
+COLORS = plt.get_cmap("viridis")([0.0, 0.35, 0.65, 0.9])
+OTHERS = (-1.0, 0.5)  # what the moving entry is compared with
+
+plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 120})
+
+# what a reader must know beside the docstring, by theme
+SIMPLEX = """Ties share equally (`Hard`: the first one takes all). -inf has weight 0 and gradient 0; +inf takes all the
+weight, shared among equal ones. With Quadratic and Tsallis weights are exactly 0 outside of the support; at
+the edge of the support, a kink, the gradient is one-sided. An all-absent row has weights 0 and maximum
+-inf."""
+MASK = """Ties share equally. -inf has weight 0, +inf weight 1 (k shared equally where there are more than k of them);
+neither carries gradient. With fewer than k present, each present item has weight 1. With Quadratic, where
+no item is strictly between 0 and 1 the gradient is 0."""
+ORDER = """Infinities are ordinary extremes: pooled with equal ones, never with finite items, without gradient. A gap
+that equals eps (rank) or 1/eps (sort) is a kink: it is not pooled. With Laplace nothing is pooled and there
+are no kinks."""
+RANK = "Ties are symmetric: equal items have equal ranks and gradients; `Hard` averages them. " + ORDER
+SORT = "Ties are differentiated along the stable order, as `torch.sort(stable=True)` does. " + ORDER
+STEP = """At 0 a soft step is 1/2 by symmetry. Infinities are taken to their limits, without gradient; NaN stays in
+its own entry. Quadratic has kinks where it meets the hard function, at distance eps; Entropy and Laplace
+have none (Laplace a jump of the second derivative). A tensor eps broadcasts to x."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """``curve(x, eps)`` is what the picture shows, for each entry of x; ``unit`` is that of eps."""
+
+    conventions: str
+    curve: Callable[[Tensor, float], Tensor]
+    shows: str
+    unit: str = "the unit of x"
+    strengths: tuple[float, ...] = (0.02, 0.3, 1.0, 3.0)
+
+
+def rows(x: Tensor, others: tuple[float, ...] = OTHERS) -> Tensor:
+    return torch.cat([x[:, None], torch.tensor(others, dtype=x.dtype).expand(len(x), -1)], 1)
+
+
+def first(f: Callable[..., Tensor], **given: object) -> Callable[[Tensor, float], Tensor]:
+    """The first entry of f's answer for (x, -1, 0.5), x moving."""
+    return lambda x, e: f(rows(x), smoothing=e, **given)[:, 0]
+
+
+def alone(f: Callable[..., Tensor], **given: object) -> Callable[[Tensor, float], Tensor]:
+    return lambda x, e: f(x, smoothing=e, **given)
+
+
+INVERSE = "1 / the unit of x"
+SHARE = "the first weight of (x, -1, 0.5)"
+WEIGHTS = "the weight of x among (x, -1, 0.5)"
+PAGES: dict[str, Page] = {
+    "argmax": Page(SIMPLEX, first(so.argmax, dim=1), WEIGHTS),
+    "argmin": Page(SIMPLEX, first(so.argmin, dim=1), WEIGHTS),
+    "amax": Page(SIMPLEX, lambda x, e: so.amax(rows(x), 1, smoothing=e), "the maximum of (x, -1, 0.5)"),
+    "amin": Page(SIMPLEX, lambda x, e: so.amin(rows(x), 1, smoothing=e), "the minimum of (x, -1, 0.5)"),
+    "max": Page(SIMPLEX, lambda x, e: so.max(rows(x), 1, smoothing=e).values, "the maximum of (x, -1, 0.5)"),
+    "min": Page(SIMPLEX, lambda x, e: so.min(rows(x), 1, smoothing=e).values, "the minimum of (x, -1, 0.5)"),
+    "sparsemax": Page(SIMPLEX, lambda x, e: so.sparsemax(rows(x) / e)[:, 0], WEIGHTS + ", of x/eps"),
+    "entmax": Page(SIMPLEX, lambda x, e: so.entmax(rows(x) / e)[:, 0], WEIGHTS + ", of x/eps"),
+    "topk_mask": Page(MASK, first(so.topk_mask, k=1.5), "the weight of x among (x, -1, 0.5), k = 1.5"),
+    "rank": Page(RANK, first(so.rank), "the rank of x among (x, -1, 0.5)"),
+    "sort": Page(SORT, lambda x, e: so.sort(rows(x), smoothing=e)[:, 1], "the middle one of (x, -1, 0.5)", INVERSE),
+    "argsort": Page(
+        RANK, lambda x, e: so.argsort(rows(x), smoothing=e)[:, 1, 0], "how much of x is in the middle of (x, -1, 0.5)"
+    ),
+    "soft_permutation": Page(
+        RANK,
+        lambda x, e: (so.soft_permutation(rows(x), smoothing=e) @ rows(x).unsqueeze(-1))[:, 1, 0],
+        "the middle entry of P x for (x, -1, 0.5)",
+    ),
+    "topk": Page(SORT, lambda x, e: so.topk(rows(x), 2, smoothing=e)[:, 1], "the second of (x, -1, 0.5)", INVERSE),
+    "kthvalue": Page(SORT, alone(lambda x, smoothing: so.kthvalue(rows(x), 2, smoothing=smoothing)),
+                     "the second smallest of (x, -1, 0.5)", INVERSE),
+    "median": Page(SORT, alone(lambda x, smoothing: so.median(rows(x), 1, smoothing=smoothing)),
+                   "the median of (x, -1, 0.5)", INVERSE),
+    "quantile": Page(SORT, alone(lambda x, smoothing: so.quantile(rows(x), 0.75, 1, smoothing=smoothing)),
+                     "the 0.75 quantile of (x, -1, 0.5)", INVERSE),
+    "isotonic": Page(
+        "The fit is piecewise linear in x; at a kink, where two blocks just touch, the gradient is one-sided.\n"
+        "It takes no smoothing: a projection is soft already. An infinity gives NaN in its row.",
+        lambda x, e: so.isotonic(rows(x, (e - 1, 0.5)))[:, 0],
+        "the first entry of the fit to (x, eps - 1, 0.5)", "no unit"),
+    "heaviside": Page(STEP, alone(so.heaviside), "heaviside(x)"),
+    "sign": Page(STEP, alone(so.sign), "sign(x)"),
+    "relu": Page(STEP, alone(so.relu), "relu(x)"),
+    "abs": Page(STEP, alone(so.abs), "abs(x)"),
+    "maximum": Page(STEP, lambda x, e: so.maximum(x, torch.zeros_like(x) + 0.5, smoothing=e), "maximum(x, 0.5)"),
+    "minimum": Page(STEP, lambda x, e: so.minimum(x, torch.zeros_like(x) + 0.5, smoothing=e), "minimum(x, 0.5)"),
+    "clamp": Page(STEP, alone(so.clamp, min=-1.0, max=1.0), "clamp(x, -1, 1)"),
+    "floor": Page(STEP, alone(so.floor), "floor(x)", strengths=(0.01, 0.05, 0.15, 0.5)),
+    "ceil": Page(STEP, alone(so.ceil), "ceil(x)", strengths=(0.01, 0.05, 0.15, 0.5)),
+    "round": Page(STEP, alone(so.round), "round(x)", strengths=(0.01, 0.05, 0.15, 0.5)),
+}  # fmt: skip
+
+
+def picture(name: str, page: Page) -> None:
+    """Value and derivative against x, one curve an eps."""
+    figure, axes = plt.subplots(1, 2, figsize=(7.6, 2.7), layout="constrained")
+    for eps, color in zip(page.strengths, COLORS, strict=True):
+        x = torch.linspace(-3, 3, 1201, dtype=torch.float64, requires_grad=True)
+        y = page.curve(x, eps)
+        (slope,) = torch.autograd.grad(y.sum(), x)
+        axes[0].plot(x.detach(), y.detach(), color=color, lw=1.7, label=f"eps = {eps:g}")
+        axes[1].plot(x.detach(), slope, color=color, lw=1.7)
+    low, high = axes[1].get_ylim()
+    axes[1].set_ylim(max(low, -3.2), min(high, 3.2))  # a jump of the hard limit would dwarf every other slope
+    axes[0].set_title(page.shows, fontsize=9)
+    axes[1].set_title("derivative in x", fontsize=9)
+    for ax in axes:
+        ax.set_xlabel("x")
+    figure.legend(frameon=False, fontsize=8, loc="outside right center")
+    figure.savefig(DOCS / "img" / "operators" / f"{name}.png")
+    plt.close(figure)
+
+
+def sections(text: str) -> dict[str, str]:
+    """A docstring split at its headings, in order; "" is what comes first."""
+    parts = re.split(r"^(Args|Returns|Raises|Complexity|Source|Example|Counted are)\b:?[ \n]", text, flags=re.M)
+    return {
+        "": parts[0].strip(),
+        **{h: textwrap.dedent(b).strip("\n") for h, b in zip(parts[1::2], parts[2::2], strict=True)},
+    }
+
+
+def code_names(text: str) -> str:
+    """Docstring markup as markdown."""
+    text = re.sub(r":func:`(\w+)`", r"[`\1`](\1.md)", text)
+    return text.replace("``", "`")
+
+
+def markdown(name: str, page: Page) -> str:
+    function = getattr(so, name)
+    parts = sections(inspect.getdoc(function) or "")
+    signature = str(inspect.signature(function)).replace("'", "")
+    signature = re.sub(r"torch\.(?=Tensor)", "", signature)
+    lines = [
+        f"# {name}",
+        "",
+        "```text",
+        *textwrap.wrap(f"so.{name}{signature}", 100, subsequent_indent="    "),
+        "```",
+        "",
+    ]
+    lines += [code_names(parts[""]), ""]
+    if "Args" in parts:
+        arguments = re.sub(r"\n {2,}", " ", parts["Args"])
+        lines += ["## Arguments", "", *(f"- {code_names(a)}" for a in arguments.splitlines()), ""]
+    rest = {h: re.sub(r"\s+", " ", parts[h]) for h in ("Returns", "Raises", "Complexity", "Source") if h in parts}
+    lines += [line for h, body in rest.items() for line in (f"**{h}.** {code_names(body)}", "")]
+    lines += ["## Conventions", "", f"eps has {page.unit}." if "unit" in page.unit[:9] or "/" in page.unit else "", "",
+              page.conventions, "", f"![{page.shows}, for several eps](../img/operators/{name}.png)", ""]  # fmt: skip
+    example = parts["Example"].strip()
+    lines += ["## Example", "", "```python", ">>> import torch", ">>> import smoothops as so", example, "```", ""]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
+
+
+def main() -> None:
+    (DOCS / "img" / "operators").mkdir(parents=True, exist_ok=True)
+    folder = DOCS / "operators"
+    folder.mkdir(exist_ok=True)
+    for name, page in PAGES.items():
+        picture(name, page)
+        (folder / f"{name}.md").write_text(markdown(name, page))
+    index = [
+        "# Operators",
+        "",
+        "One page each: equation, arguments, conventions, a picture of value and gradient, an example.",
+        "",
+    ]
+    for name in PAGES:
+        summary = sections(inspect.getdoc(getattr(so, name)) or "")[""].split("\n")[0]
+        index.append(f"- [`{name}`]({name}.md): {code_names(summary)}")
+    (folder / "index.md").write_text("\n".join(index) + "\n")
+    print(f"wrote {len(PAGES)} pages")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Quantiles, medians and k-th values: torch in the hard limit, copies for weights, derivatives in everything."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracles import cotangent, normal
+
+import smoothops as so
+
+INTERPOLATIONS = ("linear", "lower", "higher", "midpoint", "nearest")
+LEVELS = (0.0, 0.3, 0.5, 1.0, torch.tensor([0.1, 0.9]).double(), torch.tensor(0.2).double())
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("dim", [0, 1, 2, -1, None])
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_hard_quantile_is_torchs(interpolation: str, dim: int | None, keepdim: bool) -> None:
+    x = normal(3, 4, 5)
+    for q in LEVELS:
+        got = so.quantile(x, q, dim, keepdim, interpolation=interpolation, smoothing=0)
+        want = torch.quantile(x, q, dim, keepdim, interpolation=interpolation)
+        assert torch.equal(got, want)
+    single = x.float()
+    assert torch.equal(so.quantile(single, 0.3, dim, smoothing=0), torch.quantile(single, 0.3, dim))
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_hard_median_and_kthvalue_are_torchs(dim: int, keepdim: bool) -> None:
+    x = normal(3, 4, 6).round()
+    assert torch.equal(so.median(x, dim, keepdim, smoothing=0), torch.median(x, dim, keepdim).values)
+    for k in (1, 2, x.shape[dim]):
+        assert torch.equal(so.kthvalue(x, k, dim, keepdim, smoothing=0), torch.kthvalue(x, k, dim, keepdim).values)
+    assert torch.equal(so.median(x, smoothing=0), torch.median(x))
+
+
+def test_tuple_of_dims() -> None:
+    x = normal(2, 3, 4)
+    flat = x.permute(1, 0, 2).flatten(1)
+    torch.testing.assert_close(so.median(x, (0, 2), smoothing=1.0), so.median(flat, 1, smoothing=1.0))
+    torch.testing.assert_close(so.quantile(x, 0.3, (0, 2), smoothing=1.0), so.quantile(flat, 0.3, 1, smoothing=1.0))
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_weights_are_copies(interpolation: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for seed in range(20):
+        x = normal(3, 5, seed=seed) * 2
+        x = x.round() if seed % 2 else x
+        w = torch.randint(1, 4, (5,), generator=generator)
+        q = torch.rand(3, generator=generator, dtype=torch.float64)
+        got = so.quantile(x, q, 1, weights=w, interpolation=interpolation, smoothing=0)
+        want = torch.quantile(x.repeat_interleave(w, 1), q, 1, interpolation=interpolation)
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [so.Quadratic(1.0), so.Entropy(1.0), so.Laplace(0.3)], ids=repr)
+def test_derivatives(smoothing: so.Smoothing) -> None:
+    x, w = normal(2, 6).requires_grad_(), (1.2 + normal(6, seed=1).abs()).requires_grad_()
+    q = torch.tensor([0.13, 0.71], dtype=torch.float64, requires_grad=True)
+
+    def f(x: torch.Tensor, q: torch.Tensor, w: torch.Tensor | None = None) -> torch.Tensor:
+        return so.quantile(x, q, 1, weights=w, smoothing=smoothing)
+
+    assert torch.autograd.gradcheck(f, (x, q), check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(f, (x, q))
+    assert torch.autograd.gradcheck(f, (x, q, w), check_forward_ad=True)
+    assert torch.autograd.gradcheck(lambda x: so.median(x, 1, smoothing=smoothing), (x,), check_forward_ad=True)
+    assert torch.autograd.gradcheck(lambda x: so.kthvalue(x, 2, smoothing=smoothing), (x,), check_forward_ad=True)
+
+
+def test_absent_items_do_not_count() -> None:
+    x, where = normal(2, 6), torch.tensor([True, True, False, True, True, True])
+    q, w = torch.tensor([0.2, 0.77]).double(), 1 + normal(6, seed=2).abs()
+    for smoothing in (0, 1.0, so.Laplace(0.2)):
+        for weights in (None, w):
+            kept = None if weights is None else weights[where]
+            got = so.quantile(x, q, 1, weights=weights, where=where, smoothing=smoothing)
+            want = so.quantile(x[:, where], q, 1, weights=kept, smoothing=smoothing)
+            torch.testing.assert_close(got, want, rtol=0, atol=1e-13)
+        got, want = so.median(x, 1, where=where, smoothing=smoothing), so.median(x[:, where], 1, smoothing=smoothing)
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-13)
+    assert so.median(x, 1, where=torch.zeros(6, dtype=torch.bool)).isnan().all()
+    assert so.kthvalue(x, 6, where=where).isnan().all()
+
+
+def test_infinities_are_values() -> None:
+    inf = float("inf")
+    x = torch.tensor([inf, inf, 1.0, -inf])
+    assert so.quantile(x, 0.9, smoothing=0) == inf
+    assert so.median(x, smoothing=1.0) == 1.0
+    assert so.kthvalue(x, 1, smoothing=1.0) == -inf
+
+
+def test_the_default_adapts() -> None:
+    x = normal(4, 9).requires_grad_()
+    y = so.median(x, 1)
+    (gradient,) = torch.autograd.grad((y * cotangent(y)).sum(), x)
+    assert (gradient != 0).sum() > 4  # one item a row would be the hard median
+    torch.testing.assert_close(so.median(1000 * x, 1), 1000 * y)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: so.quantile(x, 1.5), "q must lie in"),
+        (lambda x: so.quantile(x, 0.5, interpolation="cubic"), "linear, lower, higher, midpoint, nearest"),
+        (lambda x: so.quantile(x, torch.zeros(2, 2)), "1-d tensor"),
+        (lambda x: so.quantile(x, 0.5, weights=torch.full_like(x, 0.1)), "rescale"),
+        (lambda x: so.kthvalue(x, 0), "1 <= k <= 4"),
+        (lambda x: so.kthvalue(x, 5), "1 <= k <= 4"),
+    ],
+)
+def test_bad_arguments(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(normal(3, 4))
+    with pytest.raises(IndexError, match="size 0"):
+        so.median(torch.zeros(3, 0), 1)
