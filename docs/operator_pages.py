@@ -84,6 +84,9 @@ PAGES: dict[str, Page] = {
     "argsort": Page(
         RANK, lambda x, e: so.argsort(rows(x), smoothing=e)[:, 1, 0], "how much of x is in the middle of (x, -1, 0.5)"
     ),
+    "argtopk": Page(
+        RANK, lambda x, e: so.argtopk(rows(x), 1, smoothing=e)[:, 0, 0], "how much of x is on top of (x, -1, 0.5)"
+    ),
     "soft_permutation": Page(
         RANK,
         lambda x, e: (so.soft_permutation(rows(x), smoothing=e) @ rows(x).unsqueeze(-1))[:, 1, 0],

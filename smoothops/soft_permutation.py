@@ -116,6 +116,10 @@ class SoftPermutation:
         return _take(sums + final, self.item_place)
 
     def __matmul__(self, v: Tensor) -> Tensor:
+        return self.matmul(v)
+
+    def matmul(self, v: Tensor) -> Tensor:
+        """``P @ v``; the form that torch.compile can trace, as it has no @ of an object with a tensor."""
         v = check_tensor(v, "v")
         axis = -1 if v.ndim == 1 else -2
         if v.ndim == 0 or v.shape[axis] != self.n:

@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 import torch
-from oracles import hard_rank, present
-from registry_parts import ABSENT, BOX, ITEMS, KL_SORT, ORDER, PAIRS, RANKS, VALUES, WEIGHTS, Kind, Operator, constant
+from oracles import hard_rank, present, spread
+from registry_parts import (
+    ABSENT,
+    BOX,
+    ITEMS,
+    KL_SORT,
+    ORDER,
+    PAIRS,
+    RANKS,
+    VALUES,
+    WEIGHTS,
+    Kind,
+    Operator,
+    constant,
+    item_sum,
+    mean,
+)
+from torch import Tensor
 
 import smoothops as so
 
@@ -17,6 +33,19 @@ PAIR = {**STAY, "row strength": "the row is a pair"}
 STATISTIC = {"eps": 2.0, "exempt": {**KL_SORT, "certificate": "an entry of a sort", "row strength": "a reduction"}}
 LAW = {"certificate": "not a programme over a polytope", "danskin": "not a programme over a polytope"}
 LAPLACE_VALUES = Kind("invariant", 1.0, 1, symmetric_ties=False)
+
+
+def placed(x: Tensor, s: so.Smoothing, d: int) -> Tensor:
+    """P v along d for a fixed v."""
+    matrix = so.argsort(x, d, smoothing=s)
+    return (matrix * spread(x.shape[d]).to(matrix)).sum(-1).movedim(-1, d)
+
+
+def reordered(x: Tensor, s: so.Smoothing, d: int) -> Tensor:
+    """P x along d."""
+    v = x.movedim(d, -1).unsqueeze(-1)
+    return so.soft_permutation(x, d, smoothing=s).matmul(v).squeeze(-1).movedim(-1, d)
+
 
 # fmt: off
 MORE = [
@@ -54,5 +83,9 @@ MORE = [
              hard=lambda x, d: x.sort(d).values),
     Operator("sort-descending-laplace", lambda x, s, d: so.sort(x, d, True, smoothing=s), LAPLACE_VALUES,
              ("laplace",), hard=lambda x, d: x.sort(d, descending=True).values, exempt=LAW),
+    Operator("argsort", placed, Kind(None, 0.0, 0, symmetric_ties=False), ("laplace",),
+             exempt={**LAW, "bounded": "rows of a matrix"}),
+    Operator("soft_permutation", reordered, LAPLACE_VALUES, ("laplace",), eps=0.3, total=item_sum, centre=mean,
+             exempt={**LAW, "bounded": "P depends on x too"}),
 ]
 # fmt: on

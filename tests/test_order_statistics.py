@@ -101,9 +101,46 @@ def test_the_default_adapts() -> None:
     torch.testing.assert_close(so.median(1000 * x, 1), 1000 * y)
 
 
+def test_topk_with_a_k_for_each_row() -> None:
+    x = normal(3, 6)
+    k = torch.tensor([[1], [3], [2]])
+    for smoothing in (0, 2.0, so.Laplace(0.3)):
+        whole = so.sort(x, 1, True, smoothing=smoothing)
+        for dim in (1, 0):
+            got = so.topk(x.movedim(1, dim), k.movedim(1, dim), dim, fill=-7.0, smoothing=smoothing).movedim(dim, 1)
+            assert got.shape == (3, 3)
+            for row in range(3):
+                kept = int(k[row])
+                assert torch.equal(got[row, :kept], whole[row, :kept])
+                assert (got[row, kept:] == -7).all()
+    assert torch.equal(so.topk(x, torch.tensor(2), smoothing=0), x.topk(2).values)
+
+
+def test_argtopk_is_the_head_of_argsort() -> None:
+    x = normal(3, 6)
+    assert torch.equal(so.argtopk(x, 2, smoothing=0).argmax(-1), x.topk(2).indices)
+    assert torch.equal(so.argtopk(x, 2, largest=False, smoothing=0).argmax(-1), x.topk(2, largest=False).indices)
+    dense = so.argsort(x, 0, True, smoothing=0.3)
+    assert torch.equal(so.argtopk(x, 2, 0, smoothing=0.3), dense[:, :2])
+    assert so.argtopk(x, 0).shape == (3, 0, 6)
+
+
+def test_strengths_are_those_of_the_sort() -> None:
+    x = normal(3, 7)
+    want = so.mixing_eps(so.sort, x)
+    assert torch.equal(so.mixing_eps(so.median, x, dim=1), want)
+    assert torch.equal(so.mixing_eps(so.kthvalue, x, k=2), want)
+    assert torch.equal(so.mixing_eps(so.quantile, x, q=0.3, dim=-1), want)
+    laplace = so.mixing_eps(so.rank, x, smoothing=so.Laplace)
+    assert torch.equal(so.mixing_eps(so.argsort, x, smoothing=so.Laplace), laplace)
+    torch.testing.assert_close(so.argsort(x), so.argsort(x, smoothing=so.Laplace(laplace)), rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda x: so.topk(x, torch.tensor(7)), "0 <= k <= 4"),
+        (lambda x: so.topk(x, torch.zeros(2, 2, dtype=torch.long)), "does not fit"),
         (lambda x: so.quantile(x, 1.5), "q must lie in"),
         (lambda x: so.quantile(x, 0.5, interpolation="cubic"), "linear, lower, higher, midpoint, nearest"),
         (lambda x: so.quantile(x, torch.zeros(2, 2)), "1-d tensor"),

@@ -1,7 +1,8 @@
 """The drop-in operators: encode the input as a linear programme over a polytope, smooth it, decode the answer."""
 
 from .choice import Extremum, amax, amin, argmax, argmin, entmax, max, min, sparsemax, topk_mask
-from .order import argsort, isotonic, rank, soft_permutation, sort, topk
+from .matrices import argsort, argtopk, soft_permutation
+from .order import isotonic, rank, sort, topk
 from .quantiles import kthvalue, median, quantile
 from .strength import mixing_eps
 
@@ -12,6 +13,7 @@ __all__ = [
     "argmax",
     "argmin",
     "argsort",
+    "argtopk",
     "entmax",
     "isotonic",
     "kthvalue",

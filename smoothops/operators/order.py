@@ -13,9 +13,8 @@ from ..lapsum import LapSum
 from ..polytopes import OrderPolytope, Permutahedron
 from ..polytopes.base import check_role
 from ..polytopes.permutahedron import Sorted
-from ..regularizers import Laplace, Quadratic
+from ..regularizers import Quadratic
 from ..smoothing import Problem, SmoothingLike, as_smoothing
-from ..soft_permutation import SoftPermutation
 
 Strength = Callable[[Regularizer], Tensor]
 Solver = type[Sorted] | type[LapSum]
@@ -65,11 +64,11 @@ def sort(
 def sorting(x: Tensor, dim: Dim, descending: bool, where: Tensor | None) -> tuple[Rows, Problem, Strength]:
     """The sort of x as a programme in theta = rho over the permutahedron of x."""
     rows = Rows(x, dim, where)
-    order, present = _descending_order(rows, stable_ascending=not descending)
-    values, rho = rows.x.gather(-1, order), _positions(rows, present)
+    order, present = descending_order(rows, stable_ascending=not descending)
+    values, rho = rows.x.gather(-1, order), positions(rows, present)
 
     def arranged(y: Tensor) -> Tensor:
-        return y if descending else _ascending(y, present)
+        return y if descending else ascending(y, present)
 
     def soft(reg: Regularizer) -> Tensor:
         return arranged(_solver(reg, "sort")(rho, values, present).solve(rows, reg))
@@ -112,12 +111,12 @@ def _ranking(
     """The ranks of x as a programme in theta = x over the permutahedron of the positions."""
     x = check_tensor(x)
     rows = Rows(-x if descending else x, single_dim(dim), where)
-    order, present = _descending_order(rows)
+    order, present = descending_order(rows)
     w = None
     if weights is not None:
         check_positive(weights, "weights", zero=False)
         w = rows.like(weights, "weights").gather(-1, order)
-    rho = _positions(rows, present, w)
+    rho = positions(rows, present, w)
     values = rows.x.gather(-1, order)
 
     def back(y: Tensor) -> Tensor:
@@ -139,35 +138,60 @@ def _ranking(
 
 
 def topk(
-    x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True, *, where: Tensor | None = None,
-    fill: float = torch.nan, smoothing: SmoothingLike = None,
+    x: Tensor, k: int | Tensor, dim: int = -1, largest: bool = True, sorted: bool = True, *,
+    where: Tensor | None = None, fill: float = torch.nan, smoothing: SmoothingLike = None,
 ) -> Tensor:  # fmt: skip
     """Soft top-k values: the first k of the soft :func:`sort`, largest first.
 
     Args:
         x: (..., n, ...).
-        k: how many, an int in [0, n].
+        k: how many, an int in [0, n]; or an integer tensor, 0-d or of size 1 along ``dim``: one k a row.
         largest: False for the k smallest, smallest first.
         sorted: accepted; the values are always sorted.
-        where, fill: bool mask, and the value in place of missing items where fewer than k are present.
+        where, fill: bool mask, and the value in place of missing items where a row has fewer (or asks for fewer).
         smoothing: as in :func:`sort`; eps has the unit 1/x.
 
-    Returns: values (..., k, ...). For weights over the items see :func:`topk_mask`.
+    Returns: values (..., k, ...), the largest k of all rows. For weights over the items see :func:`topk_mask`.
     Raises: ValueError for k out of range. Complexity: O(n log n) time, O(n) memory.
 
     Example:
         >>> so.topk(torch.tensor([5.0, 1.0, 2.0]), 2, smoothing=1.0)
         tensor([3.6667, 2.6667])
     """
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k must be an int, got {k!r}; for fractional or tensor k see topk_mask")
     x = check_tensor(x)
+    most = check_count(x, k, dim)
+    values = sort(x, dim, largest, where=where, fill=fill, smoothing=smoothing)
+    if x.ndim == 0:
+        return values.reshape(1)[:most].reshape(() if most else (0,))
+    values = values.narrow(dim, 0, most)
+    if isinstance(k, Tensor):
+        shape = [1] * x.ndim
+        shape[dim] = most
+        place = torch.arange(most, device=x.device).reshape(shape)
+        values = torch.where(place < k, values, fill)
+    return values
+
+
+def check_count(x: Tensor, k: int | Tensor, dim: int) -> int:
+    """The largest of the counts k, checked against the size of ``dim``."""
     (axis,) = normalize_dims(single_dim(dim), x.ndim) or (0,)
     n = x.shape[axis] if x.ndim else 1
-    if not 0 <= k <= n:
-        raise ValueError(f"k = {k} is out of range for dim {dim} of size {n}; expected 0 <= k <= {n}")
-    values = sort(x, dim, largest, where=where, fill=fill, smoothing=smoothing)
-    return values.narrow(dim, 0, k) if x.ndim else values.reshape(1)[:k].reshape(() if k else (0,))
+    if isinstance(k, Tensor):
+        if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
+            raise TypeError(f"k must be an integer tensor, got dtype {k.dtype}; for fractional k see topk_mask")
+        fits = k.ndim == 0 or (k.ndim == x.ndim and k.shape[axis] == 1)
+        if not fits or any(k.shape[d] not in (1, x.shape[d]) for d in range(k.ndim)):
+            raise ValueError(f"k of shape {tuple(k.shape)} does not fit x of shape {tuple(x.shape)} along dim {dim}")
+        low, high = (int(k.min()), int(k.max())) if k.numel() else (0, 0)
+    elif isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k must be an int or an integer tensor, got {k!r}; for fractional k see topk_mask")
+    else:
+        low = high = k
+    if not 0 <= low <= high <= n:
+        raise ValueError(
+            f"k = {low if low < 0 else high} is out of range for dim {dim} of size {n}; expected 0 <= k <= {n}"
+        )
+    return high
 
 
 def isotonic(x: Tensor, dim: int = -1, decreasing: bool = False, *, weights: Tensor | None = None) -> Tensor:
@@ -192,7 +216,7 @@ def isotonic(x: Tensor, dim: int = -1, decreasing: bool = False, *, weights: Ten
     return rows.restore(rows.poisoned(OrderPolytope(decreasing).project(rows.x, w)))
 
 
-def _descending_order(rows: Rows, stable_ascending: bool = False) -> tuple[Tensor, Tensor | None]:
+def descending_order(rows: Rows, stable_ascending: bool = False) -> tuple[Tensor, Tensor | None]:
     """The permutation that puts the largest first and absent items last, and ``present`` in that order."""
     x = rows.x.detach()
     if stable_ascending:  # the flip of a stable ascending order, so that ties end up in order once flipped back
@@ -208,12 +232,12 @@ def _descending_order(rows: Rows, stable_ascending: bool = False) -> tuple[Tenso
 
 def in_sorted_order(rows: Rows, v: Tensor) -> Tensor:
     """v (..., n), one number an item, in the stable ascending order of the rows; absent items are last, and 0."""
-    order, present = _descending_order(rows, stable_ascending=True)
+    order, present = descending_order(rows, stable_ascending=True)
     v = v.gather(-1, order)
-    return _ascending(v if present is None else torch.where(present, v, 0), present)
+    return ascending(v if present is None else torch.where(present, v, 0), present)
 
 
-def _ascending(y: Tensor, present: Tensor | None) -> Tensor:
+def ascending(y: Tensor, present: Tensor | None) -> Tensor:
     """Rows with the largest first and absent items last, turned to the smallest first and absent items last."""
     if present is None:
         return y.flip(-1)
@@ -222,7 +246,7 @@ def _ascending(y: Tensor, present: Tensor | None) -> Tensor:
     return y.gather(-1, torch.where(index < m, m - 1 - index, index))
 
 
-def _positions(rows: Rows, present: Tensor | None, weights: Tensor | None = None) -> Tensor:
+def positions(rows: Rows, present: Tensor | None, weights: Tensor | None = None) -> Tensor:
     """rho = (m, ..., 1) for the m present items, largest first; mid-ranks of the cumulative weight if weighted."""
     if weights is not None:
         weights = weights if present is None else torch.where(present, weights, 0)
@@ -231,78 +255,3 @@ def _positions(rows: Rows, present: Tensor | None, weights: Tensor | None = None
     if present is None:
         return rho.expand_as(rows.x)
     return (rho - (rows.n - present.sum(-1, keepdim=True))).clamp(min=0)
-
-
-# --- matrices --------------------------------------------------------------------------------------------------------
-
-
-def soft_permutation(
-    x: Tensor, dim: int = -1, descending: bool = False, *, where: Tensor | None = None, smoothing: SmoothingLike = None
-) -> SoftPermutation:
-    """The doubly stochastic operator P near the permutation that sorts x, without forming it.
-
-    P_ki = F((b_k - x_i)/eps) - F((b_{k-1} - x_i)/eps), F the Laplace law, b_k such that sum_i F((b_k - x_i)/eps) = k.
-
-    Args:
-        x: (..., n, ...).
-        descending: the first position is that of the largest.
-        where: bool mask; absent items have zero columns, and the last positions zero rows.
-        smoothing: a number eps, in the unit of x, means Laplace(eps); None: Laplace(Mixing(3.0)).
-
-    Returns: an operator (batch..., n positions, n items) with ``P @ v``, ``P.T @ u`` in O(n), and ``P.dense()``.
-    P x is monotone and keeps the sum of x. Raises: ValueError for another smoothing than Laplace.
-    Complexity: one sort, then O(n) a product. Source: Struski et al. 2025, "LapSum".
-
-    Example:
-        >>> P = so.soft_permutation(torch.tensor([2.0, 0.0, 1.0]), smoothing=0.2)
-        >>> P @ torch.tensor([2.0, 0.0, 1.0])
-        tensor([0.0415, 1.0000, 1.9585])
-    """
-    reg = as_smoothing(smoothing, Laplace, Mixing(3.0))
-    if not isinstance(reg, Laplace):
-        raise ValueError(f"soft_permutation needs Laplace(eps), got {type(reg).__name__}; for Hard see argsort")
-    rows = Rows(x, single_dim(dim), where)
-    order, present = _descending_order(rows)
-    scale = LapSum(rows.x.gather(-1, order), _positions(rows, present), present).argmax_strength(rows, reg)
-    return SoftPermutation(rows, order, present, scale, descending)
-
-
-def argsort(
-    x: Tensor, dim: int = -1, descending: bool = False, stable: bool = False, *, where: Tensor | None = None,
-    smoothing: SmoothingLike = None,
-) -> Tensor:  # fmt: skip
-    """Soft argsort: for each position a distribution over the items, a doubly stochastic matrix.
-
-    Laplace: the dense form of :func:`soft_permutation`, whose arguments these are. Hard: the permutation matrix of
-    ``torch.argsort(x, stable=True)``.
-
-    Args:
-        x: (..., n, ...).
-        stable: accepted; Hard is always stable.
-        smoothing: a number eps, in the unit of x, means Laplace(eps); None: Laplace(Mixing(3.0)). Or Hard.
-
-    Returns: (..., n_position, n_item): the other dims of x, then position and item. Absent items have zero columns.
-    Raises: ValueError for a smoothing without a matrix. Complexity: O(n^2) time and memory, that of the answer.
-
-    Example:
-        >>> so.argsort(torch.tensor([2.0, 0.0, 1.0]), smoothing=so.Hard())
-        tensor([[0., 1., 0.],
-                [0., 0., 1.],
-                [1., 0., 0.]])
-    """
-    rows = Rows(x, single_dim(dim), where)
-
-    def soft(reg: Regularizer) -> Tensor:
-        check_role(reg, "cdf", "argsort")
-        return soft_permutation(x, dim, descending, where=where, smoothing=reg).dense()
-
-    def hard() -> Tensor:
-        order, present = _descending_order(rows, stable_ascending=not descending)
-        if not descending:  # ascending, with the absent items still last
-            order = _ascending(order, present)
-            present = None if present is None else _ascending(present, present)
-        matrix = torch.zeros(*order.shape, rows.n, dtype=rows.wide, device=order.device)
-        one = torch.ones_like(order, dtype=rows.wide) if present is None else present.to(rows.wide)
-        return matrix.scatter(-1, order.unsqueeze(-1), one.unsqueeze(-1)).to(rows.dtype)
-
-    return as_smoothing(smoothing, Laplace, Mixing(3.0)).solve(Problem(hard, soft))

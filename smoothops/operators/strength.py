@@ -12,7 +12,7 @@ from .._axes import Rows
 from .._regularizer import Mixing, Regularizer
 from ..polytopes import Simplex
 from ..regularizers import Quadratic
-from . import choice, order
+from . import choice, matrices, order, quantiles
 from .order import Strength
 
 
@@ -41,6 +41,14 @@ def _of_topk(
     return order.sorting(x, dim, largest, where)[::2]
 
 
+def _of_statistic(x: Tensor, *_: Any, dim: Any = None, where: Tensor | None = None, **__: Any) -> Any:
+    return order.sorting(x, dim, False, where)[::2]
+
+
+def _of_matrix(x: Tensor, *_: Any, dim: int = -1, where: Tensor | None = None, **__: Any) -> Any:
+    return order._ranking(x, dim, False, None, where)[::2]
+
+
 def _of_rank(
     x: Tensor, dim: int = -1, descending: bool = False, weights: Tensor | None = None, where: Tensor | None = None
 ) -> Any:
@@ -58,6 +66,12 @@ _STRENGTHS: dict[Callable[..., Any], Callable[..., tuple[Rows, Strength]]] = {
     order.sort: _of_sort,
     order.topk: _of_topk,
     order.rank: _of_rank,
+    quantiles.kthvalue: lambda x, k=1, dim=-1, **given: _of_statistic(x, dim=dim, **given),
+    quantiles.median: _of_statistic,
+    quantiles.quantile: _of_statistic,
+    matrices.argsort: _of_matrix,
+    matrices.argtopk: _of_matrix,
+    matrices.soft_permutation: _of_matrix,
 }
 
 
@@ -67,7 +81,7 @@ def mixing_eps(
     """The eps, one a row, at which an output of ``operator`` mixes about ``mixing`` inputs.
 
     Args:
-        operator: rank, sort, topk, topk_mask, argmax, argmin, amax, amin, max or min.
+        operator: rank, sort, topk, topk_mask, argmax, amax, max, a minimum, an order statistic, argsort, ...
         x: (..., n, ...), as the operator takes it.
         mixing: the number of inputs, clamped to [1, n].
         smoothing: a regularizer class, or an object whose eps is ignored.
