@@ -335,6 +335,7 @@ def draw(results: dict[str, list[Result]], path: Path) -> None:
 SMOOTHINGS: dict[str, Callable[[float], so.Smoothing]] = {
     "quadratic": so.Quadratic,
     "entropy": so.Entropy,
+    "laplace": so.Laplace,
     "mixing": lambda inputs: so.Quadratic(so.Mixing(inputs)),
     "straight-through": lambda eps: so.StraightThrough(so.Quadratic(eps)),
 }
@@ -370,8 +371,8 @@ def make_jobs(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list
     if not 2 <= args.n <= 10**args.digits:
         parser.error(f"--n must lie in [2, {10**args.digits}] for the numbers of a set to differ, got {args.n}")
     methods = {name: method for name, method in METHODS.items() if name not in OURS or args.loss in (name, "both")}
-    if args.loss != "squared" and not isinstance(args.smoothing, so.Regularizer | None):
-        parser.error("the Fenchel-Young loss needs a regularizer as its smoothing; add --loss squared")
+    if args.loss != "squared" and not isinstance(args.smoothing, so.Quadratic | so.Entropy | None):
+        parser.error("the Fenchel-Young loss needs Quadratic or Entropy as its smoothing; add --loss squared")
     for name in methods.keys() & OURS:
         smoothing = args.smoothing or METHODS[name].smoothing
         methods[name] = replace(METHODS[name], smoothing=smoothing, standardize=args.standardize)

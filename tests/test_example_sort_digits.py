@@ -210,9 +210,10 @@ def test_main_fails_if_the_default_experiment_is_not_won(ours, code, word, capsy
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--smoothing", "cubic:1"], "quadratic, entropy, mixing, straight-through"),
+        (["--smoothing", "cubic:1"], "quadratic, entropy, laplace, mixing, straight-through"),
         (["--smoothing", "quadratic"], "invalid"),
         (["--smoothing", "straight-through:1"], "--loss squared"),
+        (["--smoothing", "laplace:1"], "--loss squared"),
         (["--digits", "1", "--n", "11"], r"[2, 10]"),
     ],
 )

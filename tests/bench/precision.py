@@ -16,12 +16,13 @@ from torch import Tensor
 import smoothops as so
 
 SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
-STRENGTHS = (1e-8, 1e-4, 1.0, 1e4, 1e8)
+STRENGTHS = (1e-8, 1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e8)
 PAGE = Path(__file__).parents[2] / "docs" / "precision.md"
 BOUND = 1e-5
 
 OPERATORS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "rank Quadratic": lambda x, e: so.rank(x, smoothing=so.Quadratic(e)),
+    "rank Laplace": lambda x, e: so.rank(x, smoothing=so.Laplace(e)),
     "rank Entropy": lambda x, e: so.rank(x, smoothing=so.Entropy(e)),
     "sort Quadratic": lambda x, e: so.sort(x, smoothing=so.Quadratic(e)),
     "sort Entropy": lambda x, e: so.sort(x, smoothing=so.Entropy(e)),
@@ -60,12 +61,17 @@ def errors(f: Callable[[Tensor, float], Tensor], n: int, eps: float) -> tuple[fl
     return relative(y32, y64), relative(g32, g64)
 
 
-def table(kind: int, measured: dict[tuple[str, int, float], tuple[float, float]], sizes: tuple[int, ...]) -> list[str]:
-    """A markdown table: for each operator and n, the largest error over all strengths."""
-    lines = ["| | " + " | ".join(f"n = {n:.0e}".replace("e+0", "e") for n in sizes) + " |"]
-    lines.append("|---|" + "---|" * len(sizes))
+def table(
+    kind: int, measured: dict[tuple[str, int, float], tuple[float, float]], sizes: tuple[int, ...], by_size: bool
+) -> list[str]:
+    """A markdown table: for each operator and n, the largest error over all strengths; or the other way round."""
+    heads = [f"n = {n:.0e}".replace("e+0", "e") for n in sizes] if by_size else [f"eps = {e:g}" for e in STRENGTHS]
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for name in OPERATORS:
-        cells = [max(measured[name, n, e][kind] for e in STRENGTHS) for n in sizes]
+        if by_size:
+            cells = [max(measured[name, n, e][kind] for e in STRENGTHS) for n in sizes]
+        else:
+            cells = [max(measured[name, n, e][kind] for n in sizes) for e in STRENGTHS]
         lines.append(f"| {name} | " + " | ".join(f"{c:.1e}" for c in cells) + " |")
     return lines
 
@@ -87,13 +93,17 @@ def main(sizes: tuple[int, ...] = SIZES) -> None:
         "sum with random weights.",
         f"Largest of all: {worst:.1e}. The library's own bound is {BOUND:.0e}.",
         "",
-        "Values",
-        "",
-        *table(0, measured, sizes),
-        "",
-        "Gradients",
-        "",
-        *table(1, measured, sizes),
+        *(
+            line
+            for by_size in (True, False)
+            for kind, title in enumerate(("Values", "Gradients"))
+            for line in (
+                f"{title} by {'length' if by_size else 'strength'}",
+                "",
+                *table(kind, measured, sizes, by_size),
+                "",
+            )
+        ),
         "",
         "A gradient that lies below the range of float32 altogether (a hard regime: 1e-112, say) counts as 0.",
         "Written by `python tests/bench/precision.py`.",
