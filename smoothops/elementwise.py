@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._axes import Rows, check_tensor
+from ._axes import check_tensor, wide_dtype
 from ._regularizer import Mixing, Regularizer
 from .kernels.torch import FAR
 from .polytopes._dual import clipped
@@ -33,9 +33,9 @@ class _Entries:
     """The entries of x in the wide dtype, each a row of its own: infinities 0 until :meth:`finish`."""
 
     def __init__(self, x: Tensor) -> None:
-        self.rows = Rows(check_tensor(x), (), together=False)
-        self.dtype, self.shape = self.rows.dtype, x.shape
-        self.given = x.to(self.rows.wide)
+        x = check_tensor(x)
+        self.dtype, self.shape = x.dtype, x.shape
+        self.given = x.to(wide_dtype(x.device))
         self.finite = self.given.isfinite()
         self.x = torch.where(self.finite, self.given, 0)
 
