@@ -28,9 +28,12 @@ STEP = (*BOX, "laplace")
 LIFT = Kind("equivariant", None, 1)
 UNIT = {"scale": "its bounds or the integers are a unit of their own"}
 STAY = {"row strength": "each entry stands alone, eps broadcasts to x", "nan": "NaN stays in its entry"}
-ROUNDING = {**UNIT, **STAY, "bounded": "the slope of a sum of steps", "extreme": "see test_elementwise"}
+CONSTANT = {"transforms/hard": "torch gives it a constant derivative, which has no graph"}
+ROUNDING = {**UNIT, **STAY, **CONSTANT, "bounded": "the slope of a sum of steps", "extreme": "see test_elementwise"}
 PAIR = {**STAY, "row strength": "the row is a pair"}
 STATISTIC = {"eps": 2.0, "exempt": {**KL_SORT, "certificate": "an entry of a sort", "row strength": "a reduction"}}
+TORCHS = {f"precision/{f}": "torch places q in float32" for f in ("hard", "straight", "straight-entropy")}
+QUANTILE = {"eps": 2.0, "exempt": {**STATISTIC["exempt"], **TORCHS}}
 LAW = {"certificate": "not a programme over a polytope", "danskin": "not a programme over a polytope"}
 LAPLACE_VALUES = Kind("invariant", 1.0, 1, symmetric_ties=False)
 
@@ -52,7 +55,7 @@ MORE = [
     Operator("heaviside", lambda x, s, d: so.heaviside(x, smoothing=s), ITEMS, STEP, exempt=STAY,
              hard=lambda x, d: torch.heaviside(x, torch.tensor(0.5, dtype=x.dtype)), centre=constant(0.5), base=True),
     Operator("sign", lambda x, s, d: so.sign(x, smoothing=s), ITEMS, STEP, hard=lambda x, d: x.sign(),
-             centre=constant(0.0), exempt={**STAY, "bounded": "twice a step"}),
+             centre=constant(0.0), exempt={**STAY, **CONSTANT, "bounded": "twice a step"}),
     Operator("relu", lambda x, s, d: so.relu(x, smoothing=s), LIFT, STEP, hard=lambda x, d: x.relu(), exempt=STAY),
     Operator("abs", lambda x, s, d: so.abs(x, smoothing=s), LIFT, STEP, hard=lambda x, d: x.abs(), exempt=STAY),
     Operator("maximum", lambda x, s, d: so.maximum(x, x.flip(d) / 2, smoothing=s), PAIRS, STEP, exempt=PAIR,
@@ -60,7 +63,7 @@ MORE = [
     Operator("minimum", lambda x, s, d: so.minimum(x, x.flip(d) / 2, smoothing=s), PAIRS, STEP, exempt=PAIR,
              hard=lambda x, d: torch.minimum(x, x.flip(d) / 2)),
     Operator("clamp", lambda x, s, d: so.clamp(x, -0.5, 0.75, smoothing=s), Kind("equivariant", None, 0), STEP,
-             hard=lambda x, d: x.clamp(-0.5, 0.75), exempt={**UNIT, **STAY}),
+             hard=lambda x, d: x.clamp(-0.5, 0.75), exempt={**UNIT, **STAY, "bounded/hard": "its slope is 1"}),
     Operator("floor", lambda x, s, d: so.floor(x, smoothing=s), LIFT, STEP, eps=0.2, hard=lambda x, d: x.floor(),
              exempt=ROUNDING),
     Operator("ceil", lambda x, s, d: so.ceil(x, smoothing=s), LIFT, STEP, eps=0.2, hard=lambda x, d: x.ceil(),
@@ -72,7 +75,7 @@ MORE = [
              hard=lambda x, d: x.kthvalue(2, d, True).values, **STATISTIC),
     Operator("median", lambda x, s, d: so.median(x, d, True, smoothing=s), VALUES, ORDER,
              hard=lambda x, d: x.median(d, True).values, **STATISTIC),
-    Operator("quantile", lambda x, s, d: so.quantile(x, 0.3, d, True, smoothing=s), VALUES, ORDER, **STATISTIC),
+    Operator("quantile", lambda x, s, d: so.quantile(x, 0.3, d, True, smoothing=s), VALUES, ORDER, **QUANTILE),
     # the Laplace law
     Operator("rank-laplace", lambda x, s, d: so.rank(x, d, smoothing=s), WEIGHTS, ("laplace",), hard=hard_rank,
              exempt={**LAW, "bounded": "n items may add up: n/2 eps"}, **RANKS),

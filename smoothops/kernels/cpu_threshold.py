@@ -187,26 +187,35 @@ def _answer(u, tau, shape, cap, code, y):  # type: ignore[no-untyped-def]
 
 @jit
 def _product(u, tau, shape, cap, code, v, out, mean):  # type: ignore[no-untyped-def]
-    """out = d (v - mean), mean = <d, v> / S, with d = phi'(u - tau); sums in two levels, as in _sums."""
+    """out = d (v - mean), mean = <d, v> / S, with d = phi'(u - tau); sums in two levels, as in _sums.
+
+    v is taken relative to its entry of largest d, so that a single item with slope has gradient 0 exactly.
+    """
     n = u.shape[1]
     for r in range(u.shape[0]):
+        largest, base = 0.0, 0.0
+        for i in range(n):
+            z = u[r, i] - tau[r]
+            d = 0.0 if z >= cap[r] else _phi(code, z, shape[r])[1]
+            out[r, i] = d
+            if d > largest:
+                largest, base = d, v[r, i]
         total, slope = 0.0, 0.0
         for begin in range(0, n, CHUNK):
             part, part_slope = 0.0, 0.0
             for i in range(begin, min(begin + CHUNK, n)):
-                z = u[r, i] - tau[r]
-                d = 0.0 if z >= cap[r] else _phi(code, z, shape[r])[1]
-                out[r, i] = d
+                d = out[r, i]
                 if d != 0:  # an item of no weight carries none, also where v is infinite
-                    part += d * v[r, i]
+                    part += d * (v[r, i] - base)
                     part_slope += d
             total += part
             slope += part_slope
         usable = slope > SLOPE_FLOOR
-        mean[r] = total / slope if usable else 0.0
+        shift = total / slope if usable else 0.0
+        mean[r] = base + shift if usable else 0.0
         for i in range(n):
             d = out[r, i]
-            out[r, i] = d * (v[r, i] - mean[r]) if usable and d != 0 else 0.0
+            out[r, i] = d * ((v[r, i] - base) - shift) if usable and d != 0 else 0.0
 
 
 def _matrix(v: Tensor) -> np.ndarray:

@@ -155,14 +155,16 @@ def quantile(
         return torch.where(fraction == 0, below, torch.where(fraction == 1, above, value))
 
     def hard() -> Tensor:
-        value = interpolated(problem.hard())
-        # torch's own rounding where torch has a quantile: of float32 and float64, of up to 16 million finite entries
-        if where is None and weights is None and rows.x.numel() < 16_000_000 and rows.dtype in _TORCHS:
-            infinite = rows.x.isinf().any(-1, keepdim=True)
-            own = torch.where(infinite, 0, rows.x).to(rows.dtype)
-            found = torch.quantile(own, q_wide.to(rows.dtype), -1, interpolation=interpolation).movedim(0, -1)
-            value = torch.where(infinite, value, found.to(rows.wide))
-        return value
+        y = problem.hard()
+        if where is not None or weights is not None or interpolation != "linear":
+            return interpolated(y)
+        # in x's own dtype and by lerp, to round as torch.quantile does
+        own = rows.dtype if rows.dtype in _TORCHS else rows.wide
+        m, place = _count(rows, y), (q_wide.to(own) * (rows.n - 1)).expand(*y.shape[:-1], -1)
+        below, above = (_at(y, p.to(y), m).to(own) for p in (place.detach().floor(), place.detach().ceil()))
+        same = above == below  # equal infinities too, whose difference is NaN
+        value = torch.lerp(torch.where(same, 0, below), torch.where(same, 0, above), place - place.detach().floor())
+        return torch.where(same, below, value).to(y)
 
     bound = as_smoothing(smoothing, Quadratic, Mixing(3.0))
     value = bound.solve(Problem(hard, lambda reg: interpolated(problem.soft(reg))))
