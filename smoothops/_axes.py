@@ -5,13 +5,26 @@ An operator works on the last dimension, in a wide floating dtype. :class:`Axes`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Dim = int | Sequence[int] | None
+
+
+def lazy(method: Callable[[Any], Any]) -> Any:
+    """A property made at its first use; functools.cached_property takes a lock that torch.compile cannot trace."""
+    name = f"_made_{method.__name__}"
+
+    def get(self: Any) -> Any:
+        if not hasattr(self, name):
+            setattr(self, name, method(self))
+        return getattr(self, name)
+
+    return property(get, doc=method.__doc__)
 
 
 def check_tensor(x: object, name: str = "x") -> Tensor:
@@ -102,6 +115,7 @@ class Axes:
         self.dims = normalize_dims(dim, x.ndim)
         self.kept = tuple(d for d in range(x.ndim) if d not in self.dims)
         self.order = self.kept + self.dims
+        self.last = x.ndim > 0 and self.dims == (x.ndim - 1,)  # the rows lie as they are needed
         self.batch = tuple(x.shape[d] for d in self.kept)
         self.sizes = tuple(x.shape[d] for d in self.dims)
         self.n = 1
@@ -113,6 +127,8 @@ class Axes:
         return self._last(x).to(self.wide)
 
     def _last(self, x: Tensor) -> Tensor:
+        if self.last and x.is_contiguous():
+            return x
         # contiguous rows: torch sums a strided row in an order that depends on where it lies
         return x.permute(self.order).reshape(*self.batch, self.n).contiguous()
 
@@ -156,6 +172,8 @@ class Axes:
 
     def restore(self, y: Tensor) -> Tensor:
         """``(..., n)`` back to the shape and dtype of ``x``."""
+        if self.last and y.dtype == self.dtype != self.wide:
+            return y
         inverse = [self.order.index(d) for d in range(self.ndim)]
         flat = y.reshape(-1)  # so that the backward pass makes its rows contiguous too
         return flat.reshape((*self.batch, *self.sizes)).permute(inverse).to(self.dtype)
@@ -191,21 +209,41 @@ def single_dim(dim: int) -> int:
 
 
 class Rows(Axes):
-    """``x`` as rows ``(..., n)`` ready for arithmetic: absent items 0, rows with a NaN 0 until :meth:`poisoned`."""
+    """``x`` as rows ``(..., n)`` ready for arithmetic: absent items 0, rows with a NaN 0 until :meth:`poisoned`.
+
+    Everything is made at its first use: a compiled kernel takes the rows as given and never asks for more.
+    """
 
     def __init__(self, x: Tensor, dim: Dim = -1, where: Tensor | None = None, *, together: bool = True) -> None:
-        x = check_tensor(x)
-        super().__init__(x, dim)
+        self.input = check_tensor(x)
+        super().__init__(self.input, dim)
         self.present = self.mask(where)
-        values = self.load(x)
-        if self.present is not None:
-            values = torch.where(self.present, values, 0)
-        bad = values.isnan()
-        if together:
-            bad = bad.any(-1, keepdim=True)
-        self.x = torch.where(bad, 0, values)
-        # NaN in the answer, and in the gradient, of the rows that hold a NaN; 0 elsewhere
-        self.bad, self.poison = bad, torch.where(bad, torch.nan, 0.0) * torch.where(bad, values, 0)
+        self.together = together
+
+    @lazy
+    def given(self) -> Tensor:
+        """x as contiguous rows in its own dtype."""
+        return self._last(self.input)
+
+    @lazy
+    def _masked(self) -> Tensor:
+        values = self.given.to(self.wide)
+        return values if self.present is None else torch.where(self.present, values, 0)
+
+    @lazy
+    def bad(self) -> Tensor:
+        """Where the answer is NaN: (..., 1), or (..., n) where each item stands alone."""
+        bad = self._masked.isnan()
+        return bad.any(-1, keepdim=True) if self.together else bad
+
+    @lazy
+    def x(self) -> Tensor:
+        return torch.where(self.bad, 0, self._masked)
+
+    @lazy
+    def poison(self) -> Tensor:
+        """NaN in the answer, and in the gradient, of the rows that hold a NaN; 0 elsewhere."""
+        return torch.where(self.bad, torch.nan, 0.0) * torch.where(self.bad, self._masked, 0)
 
     def poisoned(self, y: Tensor) -> Tensor:
         """``y`` of shape ``(..., n)`` with NaN in the rows that hold one."""

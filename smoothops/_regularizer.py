@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -61,6 +62,10 @@ class Regularizer(Smoothing):
     def shape(self) -> float | Tensor:
         """The parameter of phi beside eps; 1 where there is none."""
         return 1.0
+
+    def at(self, eps: float | Tensor | Mixing, shape: float | Tensor) -> Regularizer:
+        """The same with another strength and shape."""
+        return dataclasses.replace(self, eps=eps)
 
     @classmethod
     def on_box(cls) -> type[Regularizer]:

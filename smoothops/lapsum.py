@@ -14,6 +14,8 @@ Source: Struski et al. 2025, "LapSum: one method to differentiate them all".
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -147,6 +149,10 @@ class LapSum:
     def __init__(self, theta: Tensor, w: Tensor, present: Tensor | None = None, weights: Tensor | None = None) -> None:
         self.theta, self.w = torch.broadcast_tensors(theta, w)
         self.present = torch.ones_like(self.theta, dtype=torch.bool) if present is None else present
+
+    @staticmethod
+    def fused(*args: Any) -> Tensor | None:
+        return None
 
     def _ascending(self, x: Tensor, a: Tensor | None = None) -> tuple[Ascending, Tensor, Tensor]:
         """The finite items of x in ascending order, where each item finds its answer there, and which are finite."""

@@ -80,6 +80,9 @@ class Tsallis(Regularizer):
     def shape(self) -> float | Tensor:
         return self.alpha
 
+    def at(self, eps: float | Tensor | Mixing, shape: float | Tensor) -> Tsallis:
+        return Tsallis(shape, eps)
+
     @staticmethod
     def cap(shape: Tensor) -> Tensor | float:
         return torch.where(shape >= 2, 1 / (shape - 1).clamp(min=1), 1)

@@ -105,7 +105,7 @@ class StraightThrough(Smoothing):
             raise TypeError("StraightThrough with a bare number has no regularizer here; write so.Quadratic(number)")
         value, soft = self.forward.solve(problem).detach(), self.backward.solve(problem)
         # inf - inf is NaN where a sort keeps an infinity; such an entry has gradient 0 anyway
-        return value + torch.where(soft.isfinite(), soft - soft.detach(), 0)
+        return value + torch.where(soft.isinf(), 0, soft - soft.detach())
 
 
 def straight_through(fn: Callable[..., Any]) -> Callable[..., Any]:

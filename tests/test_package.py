@@ -25,13 +25,13 @@ PACKAGES = (so, implicit)
 # Each module imports from its own row or from rows above it; within a row there is no cycle.
 LAYERS = {
     "smoothops": (
-        ("_axes", "_opaque", "kernels", "kernels.torch", "kernels.cpu", "kernels.cpu_threshold", "kernels.cuda"),
+        ("_axes", "_opaque", "kernels", "kernels.*"),
         ("smoothing",),
         ("_regularizer",),
         ("regularizers",),
         ("polytopes._dual", "polytopes._mixing", "polytopes._fused"),
         ("polytopes", "polytopes.*"),
-        ("relaxations", "stochastic", "lapsum", "soft_permutation"),
+        ("relaxations", "noises", "sorting_network", "stochastic", "lapsum", "soft_permutation"),
         ("operators", "operators.*", "elementwise", "envelopes", "dynamic_programming"),
         ("logic", "selection"),
         ("control",),

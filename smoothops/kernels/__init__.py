@@ -21,6 +21,16 @@ def _compiled(name: str) -> ModuleType | None:
         return None
 
 
+def compiled_order() -> Any:
+    """The module of compiled orders, or None."""
+    return _compiled("cpu_order")
+
+
+def compiled_choice(family: Any) -> Any:
+    """The module of compiled choices, or None where there is none for ``family``."""
+    return _compiled("cpu_choice") if compiled_threshold(family) is not None else None
+
+
 def pool(theta: Tensor, w: Tensor, weights: Tensor, group: Tensor, eps: Tensor, rule: int) -> Tensor:
     """The fastest pool for where its arguments lie. See ``kernels.torch.pool``."""
     fast = _compiled("cpu") if theta.device.type == "cpu" else None

@@ -19,9 +19,9 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Callable[
     if function is None:
         return lambda f: jit(f, **options)
     try:
-        return numba.njit(nogil=True, cache=True, **options)(function)
+        return numba.njit(nogil=True, error_model="numpy", cache=True, **options)(function)
     except RuntimeError:  # numba: "cannot cache function: no locator available"
-        return numba.njit(nogil=True, **options)(function)
+        return numba.njit(nogil=True, error_model="numpy", **options)(function)
 
 
 @jit

@@ -118,7 +118,7 @@ def max(
     rows = _choices(x, single_dim(dim), where, True)
     values = Simplex().value_problem(rows, smoothing, _first_max)
     weights = Simplex().problem(rows, smoothing)
-    return Extremum(rows.reduced(rows.poisoned_value(values), keepdim), rows.restore(rows.poisoned(weights)))
+    return Extremum(rows.reduced(rows.poisoned_value(values), keepdim), rows.restore(weights))
 
 
 def min(
@@ -177,7 +177,7 @@ def _choices(x: Tensor, dim: Dim, where: Tensor | None, largest: bool) -> Rows:
 
 def _choose(x: Tensor, dim: int | None, where: Tensor | None, smoothing: SmoothingLike, largest: bool) -> Tensor:
     rows = _choices(x, None if dim is None else single_dim(dim), where, largest)
-    return rows.restore(rows.poisoned(Simplex().problem(rows, smoothing)))
+    return rows.restore(Simplex().problem(rows, smoothing))
 
 
 # --- k items: the capped simplex -------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def topk_mask(
         tensor([0.9667, 0.2667, 0.0000, 0.7667])
     """
     rows, polytope = _masked(x, k, dim, largest, where)
-    return rows.restore(rows.poisoned(polytope.problem(rows, smoothing)))
+    return rows.restore(polytope.problem(rows, smoothing))
 
 
 def _masked(x: Tensor, k: float | Tensor, dim: int, largest: bool, where: Tensor | None) -> tuple[Rows, CappedSimplex]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._axes import Dim, Rows, check_tensor, normalize_dims, single_dim
+from .._axes import Dim, Rows, check_tensor, lazy, normalize_dims, single_dim
 from .._regularizer import Mixing, Regularizer, check_positive
 from ..lapsum import LapSum
 from ..polytopes import OrderPolytope, Permutahedron
@@ -54,29 +54,48 @@ def sort(
         tensor([1.6667, 2.6667, 3.6667])
     """
     rows, problem, _ = sorting(x, single_dim(dim), descending, where)
-    y = rows.poisoned(as_smoothing(smoothing, Quadratic, Mixing(3.0)).solve(problem))
+    y = as_smoothing(smoothing, Quadratic, Mixing(3.0)).solve(problem)
     if rows.present is not None:
         m = rows.present.sum(-1, keepdim=True)
         y = torch.where(torch.arange(rows.n, device=y.device) < m, y, fill)
     return rows.restore(y)
 
 
+class _Sorting:
+    """The sort of rows as a programme in theta = rho over the permutahedron of x."""
+
+    def __init__(self, rows: Rows, descending: bool) -> None:
+        self.rows, self.descending = rows, descending
+
+    @lazy
+    def _ordered(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(rho, w, present), none of them increasing."""
+        order, present = descending_order(self.rows, stable_ascending=not self.descending)
+        return positions(self.rows, present), self.rows.x.gather(-1, order), present
+
+    def _arranged(self, y: Tensor) -> Tensor:
+        return self.rows.poisoned(y if self.descending else ascending(y, self._ordered[2]))
+
+    def hard(self) -> Tensor:
+        return self._arranged(self._ordered[1])
+
+    def plain(self, reg: Regularizer) -> Tensor:
+        return self._arranged(_solver(reg, "sort")(*self._ordered).solve(self.rows, reg))
+
+    def soft(self, reg: Regularizer) -> Tensor:
+        again = lambda x, r: _Sorting(Rows(x), self.descending).plain(r)  # noqa: E731
+        y = _solver(reg, "sort").fused(self.rows, False, self.descending, reg, again)
+        return self.plain(reg) if y is None else y
+
+    def strength(self, reg: Regularizer) -> Tensor:
+        return _solver(reg, "sort")(*self._ordered).solve_strength(self.rows, reg)
+
+
 def sorting(x: Tensor, dim: Dim, descending: bool, where: Tensor | None) -> tuple[Rows, Problem, Strength]:
-    """The sort of x as a programme in theta = rho over the permutahedron of x."""
+    """The sort of x: answers (..., n), in x's dtype or a wider one."""
     rows = Rows(x, dim, where)
-    order, present = descending_order(rows, stable_ascending=not descending)
-    values, rho = rows.x.gather(-1, order), positions(rows, present)
-
-    def arranged(y: Tensor) -> Tensor:
-        return y if descending else ascending(y, present)
-
-    def soft(reg: Regularizer) -> Tensor:
-        return arranged(_solver(reg, "sort")(rho, values, present).solve(rows, reg))
-
-    def strength(reg: Regularizer) -> Tensor:
-        return _solver(reg, "sort")(rho, values, present).solve_strength(rows, reg)
-
-    return rows, Problem(lambda: arranged(values), soft), strength
+    problem = _Sorting(rows, descending)
+    return rows, Problem(problem.hard, problem.soft), problem.strength
 
 
 def rank(
@@ -102,39 +121,59 @@ def rank(
         tensor([3.0000, 1.2500, 1.7500])
     """
     rows, problem, _ = _ranking(x, dim, descending, weights, where)
-    return rows.restore(rows.poisoned(as_smoothing(smoothing, Quadratic, Mixing(3.0)).solve(problem)))
+    return rows.restore(as_smoothing(smoothing, Quadratic, Mixing(3.0)).solve(problem))
+
+
+class _Ranking:
+    """The ranks of rows as a programme in theta = x, or -x if descending, over the permutahedron of the positions."""
+
+    def __init__(self, rows: Rows, descending: bool, weights: Tensor | None) -> None:
+        self.rows, self.descending, self.weights = rows, descending, weights
+
+    @lazy
+    def _order(self) -> tuple[Tensor, Tensor | None]:
+        return descending_order(self.rows, negated=self.descending)
+
+    @lazy
+    def _ordered(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """(theta, rho, present, weights), theta and rho not increasing."""
+        order, present = self._order
+        theta = self.rows.x.gather(-1, order)
+        w = None if self.weights is None else self.rows.like(self.weights, "weights").gather(-1, order)
+        return -theta if self.descending else theta, positions(self.rows, present, w), present, w
+
+    def _back(self, y: Tensor) -> Tensor:
+        return self.rows.poisoned(torch.zeros_like(self.rows.x).scatter(-1, self._order[0], y))
+
+    def hard(self) -> Tensor:
+        return self._back(Sorted(*self._ordered).ties(self._ordered[1]).detach())
+
+    def plain(self, reg: Regularizer) -> Tensor:
+        return self._back(_solver(reg, "rank")(*self._ordered).argmax(self.rows, reg))
+
+    def soft(self, reg: Regularizer) -> Tensor:
+        solver = _solver(reg, "rank")
+        if self.weights is not None:
+            if not isinstance(reg, Quadratic):
+                raise ValueError(f"weights in rank need Quadratic or Hard, got {type(reg).__name__}")
+            return self.plain(reg)
+        again = lambda x, r: _Ranking(Rows(x), self.descending, None).plain(r)  # noqa: E731
+        y = solver.fused(self.rows, True, self.descending, reg, again)
+        return self.plain(reg) if y is None else y
+
+    def strength(self, reg: Regularizer) -> Tensor:
+        return _solver(reg, "rank")(*self._ordered).argmax_strength(self.rows, reg)
 
 
 def _ranking(
     x: Tensor, dim: int, descending: bool, weights: Tensor | None, where: Tensor | None
 ) -> tuple[Rows, Problem, Strength]:
-    """The ranks of x as a programme in theta = x over the permutahedron of the positions."""
-    x = check_tensor(x)
-    rows = Rows(-x if descending else x, single_dim(dim), where)
-    order, present = descending_order(rows)
-    w = None
+    """The ranks of x: answers (..., n), in x's dtype or a wider one."""
+    rows = Rows(x, single_dim(dim), where)
     if weights is not None:
         check_positive(weights, "weights", zero=False)
-        w = rows.like(weights, "weights").gather(-1, order)
-    rho = positions(rows, present, w)
-    values = rows.x.gather(-1, order)
-
-    def back(y: Tensor) -> Tensor:
-        return torch.zeros_like(rows.x).scatter(-1, order, y)
-
-    def soft(reg: Regularizer) -> Tensor:
-        solver = _solver(reg, "rank")
-        if weights is not None and not isinstance(reg, Quadratic):
-            raise ValueError(f"weights in rank need Quadratic or Hard, got {type(reg).__name__}")
-        return back(solver(values, rho, present, w).argmax(rows, reg))
-
-    def hard() -> Tensor:
-        return back(Sorted(values, rho, present, w).ties(rho)).detach()
-
-    def strength(reg: Regularizer) -> Tensor:
-        return _solver(reg, "rank")(values, rho, present, w).argmax_strength(rows, reg)
-
-    return rows, Problem(hard, soft), strength
+    problem = _Ranking(rows, descending, weights)
+    return rows, Problem(problem.hard, problem.soft), problem.strength
 
 
 def topk(
@@ -216,9 +255,9 @@ def isotonic(x: Tensor, dim: int = -1, decreasing: bool = False, *, weights: Ten
     return rows.restore(rows.poisoned(OrderPolytope(decreasing).project(rows.x, w)))
 
 
-def descending_order(rows: Rows, stable_ascending: bool = False) -> tuple[Tensor, Tensor | None]:
-    """The permutation that puts the largest first and absent items last, and ``present`` in that order."""
-    x = rows.x.detach()
+def descending_order(rows: Rows, stable_ascending: bool = False, negated: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The permutation that puts the largest (of -x if negated) first and absent items last, and ``present`` so."""
+    x = -rows.x.detach() if negated else rows.x.detach()
     if stable_ascending:  # the flip of a stable ascending order, so that ties end up in order once flipped back
         order = x.argsort(dim=-1, stable=True).flip(-1)
     else:

@@ -31,7 +31,7 @@ def _count(rows: Rows, y: Tensor) -> Tensor:
 def _sorted_rows(x: Tensor, dim: Dim, where: Tensor | None, smoothing: SmoothingLike) -> tuple[Rows, Tensor, Tensor]:
     """The soft sort as rows, smallest first, and the number of present items (..., 1)."""
     rows, problem, _ = _sorting(x, dim, where)
-    y = rows.poisoned(as_smoothing(smoothing, Quadratic, Mixing(3.0)).solve(problem))
+    y = as_smoothing(smoothing, Quadratic, Mixing(3.0)).solve(problem)
     return rows, y, _count(rows, y)
 
 
@@ -168,6 +168,5 @@ def quantile(
 
     bound = as_smoothing(smoothing, Quadratic, Mixing(3.0))
     value = bound.solve(Problem(hard, lambda reg: interpolated(problem.soft(reg))))
-    value = rows.poisoned_value(value)
     answers = [rows.reduced(value[..., i : i + 1], keepdim) for i in range(value.shape[-1])]
     return torch.stack(answers) if levels.ndim else answers[0]

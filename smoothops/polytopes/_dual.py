@@ -25,7 +25,6 @@ from .._axes import row_sum, spread, wide_dtype
 from .._opaque import as_rows, batch_shape, one_a_row, opaque
 from .._regularizer import FAMILIES, Regularizer
 from ..kernels.torch import FAR, LOGSUMEXP, MEAN, SLOPE_FLOOR
-from ._fused import FusedThreshold, fusible
 
 FINITE, ABSENT = 4, 15  # the groups of ordinary and of absent items; 0..8 are infinities of theta and w
 
@@ -152,12 +151,7 @@ class Threshold:
         return torch.where(self.forced, 0, d)
 
     def argmax(self) -> Tensor:
-        if self.closed:
-            y = self.family.simplex_argmax(self.u)
-        elif not self.dual.shape.requires_grad and fusible(self.family, self.u, self.k):
-            y = FusedThreshold.apply(self.u, self.k, self.dual)
-        else:
-            y = self.dual.answer(self.u, self.k)
+        y = self.family.simplex_argmax(self.u) if self.closed else self.dual.answer(self.u, self.k)
         return torch.where(self.forced, self.forced_y, y) + self.top
 
     def max(self) -> Tensor:

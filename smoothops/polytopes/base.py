@@ -53,6 +53,10 @@ class Polytope(ABC):
     def vertices(self, n: int | None = None) -> Tensor:
         """All vertices, (number, n). Exponentially many for most sets: for tests and small n."""
 
+    def _fused(self, rows: Rows, reg: Regularizer) -> Tensor | None:
+        """The same as ``_soft``, NaN and all, by a compiled pass; None where there is none."""
+        return None
+
     def _family(self, reg: Regularizer) -> type[Regularizer]:
         """The scalar functions that ``reg`` stands for on this set."""
         return type(reg)
@@ -75,8 +79,7 @@ class Polytope(ABC):
     def argmax(self, theta: Tensor, smoothing: SmoothingLike = None) -> Tensor:
         """The regularized argmax y(theta), shaped like theta; ValueError for a smoothing not defined on C."""
         rows = Rows(theta, together=self.coupled)
-        y = self.problem(rows, smoothing)
-        return rows.restore(rows.poisoned(y))
+        return rows.restore(self.problem(rows, smoothing))
 
     def max(self, theta: Tensor, smoothing: SmoothingLike = None) -> Tensor:
         """The regularized maximum m(theta), shape (...); its gradient is ``argmax``."""
@@ -98,8 +101,14 @@ class Polytope(ABC):
     # --- shared with the operators ------------------------------------------------------------------------------------
 
     def problem(self, rows: Rows, smoothing: SmoothingLike) -> Tensor:
+        """The answer (..., n), with NaN in the rows that hold one, in x's dtype or a wider one."""
+
+        def soft(reg: Regularizer) -> Tensor:
+            y = self._fused(rows, self.check(reg))
+            return rows.poisoned(self._soft(rows, reg)) if y is None else y
+
         bound = as_smoothing(smoothing, self.default, self.default_eps)
-        return bound.solve(Problem(lambda: self._hard(rows), lambda reg: self._soft(rows, self.check(reg))))
+        return bound.solve(Problem(lambda: rows.poisoned(self._hard(rows)), soft))
 
     def value_problem(
         self, rows: Rows, smoothing: SmoothingLike, hard: Callable[[Rows], Tensor] | None = None

@@ -12,6 +12,7 @@ from .._axes import Rows, check_tensor, concrete, row_sum
 from .._regularizer import Mixing, Regularizer
 from ..kernels.torch import LOGSUMEXP, MEAN
 from ._dual import ABSENT, FINITE, Blocks
+from ._fused import order
 from ._mixing import mixing_pool
 from .base import Polytope
 
@@ -35,6 +36,8 @@ class Sorted:
             finite_theta, finite_w = finite_theta & present, finite_w & present
         self.theta, self.w = torch.where(finite_theta, theta, 0), torch.where(finite_w, w, 0)
         self.weights = weights
+
+    fused = staticmethod(order)
 
     def strength(self, rows: Rows, reg: Regularizer, w: Tensor) -> Tensor:
         if not isinstance(reg.eps, Mixing):

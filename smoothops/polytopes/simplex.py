@@ -15,6 +15,7 @@ from .._regularizer import Mixing, Regularizer
 from ..kernels.torch import FAR
 from ..regularizers import Entropy
 from ._dual import Threshold, clipped
+from ._fused import choice, softmax
 from ._mixing import mixing_threshold
 from .base import Polytope
 
@@ -89,6 +90,17 @@ class CappedSimplex(Polytope):
 
     def _soft(self, rows: Rows, reg: Regularizer) -> Tensor:
         return self._threshold(rows, reg).argmax()
+
+    def _fused(self, rows: Rows, reg: Regularizer) -> Tensor | None:
+        def plain(rows: Rows, reg: Regularizer, k: Any) -> Tensor:
+            return rows.poisoned((CappedSimplex(k) if self.clip else self)._soft(rows, reg))
+
+        self._k(rows)  # checks it
+        if reg.closed_form and not self.clip:
+            return softmax(rows, reg, plain)
+        if isinstance(reg.eps, Mixing):
+            reg = reg.at(self.strength(rows, reg), reg.shape)
+        return choice(rows, reg, self.k, self.clip, plain)
 
     def _soft_max(self, rows: Rows, reg: Regularizer) -> Tensor:
         return self._threshold(rows, reg).max()
