@@ -171,6 +171,7 @@ def newton(code, u, count, n, k, tau, shape, cap, several, log_residual, y, d): 
         total += full
         residual = total - k
         if not abs(residual) > 4.5e-16 * k:
+            tau += residual / slope if abs(residual) < 1e-12 * slope else 0.0
             break
         if residual > 0:
             low = tau

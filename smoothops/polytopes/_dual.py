@@ -102,7 +102,9 @@ class Dual:
         """sum psi(u - tau) + k tau + k omega(1): by duality its derivative in u is phi(u - tau)."""
         tau, vertex = self.differentiable_tau(u, k), self.family.vertex(self.shape)
         z = u - spread(tau, u.shape[-1])
-        return row_sum(self._apply(self.family.psi, z, z - vertex)) + k * (tau + vertex)
+        # sum phi is k to rounding only, which a small slope would magnify: its part of the derivative is left out
+        rest = (k - row_sum(self.phi(z))).detach()
+        return row_sum(self._apply(self.family.psi, z, z - vertex)) + k * (tau + vertex) - rest * (tau - tau.detach())
 
 
 class Threshold:

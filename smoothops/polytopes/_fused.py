@@ -159,7 +159,7 @@ def softmax(rows: Rows, reg: Regularizer, plain: Callable[[Rows, Regularizer, An
         x = x.masked_fill(~rows.present, -torch.inf)
     eps = _parameter(rows, reg.eps, "eps")
     fit = x.detach().amax(-1).isfinite()
-    if isinstance(eps, Tensor) and eps.requires_grad:  # 0 times inf
+    if isinstance(eps, Tensor) and (eps.requires_grad or not eager(eps)):  # the derivative in eps: 0 times inf
         fit = x.detach().isfinite().all(-1)
 
     def fast(x: Tensor, eps: Any) -> Tensor:
