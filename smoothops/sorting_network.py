@@ -2,10 +2,10 @@
 
 With a on the lower and b on the upper wire and f a sigmoid, alpha = f((b - a)/eps), the two become
 
-    min = alpha a + (1 - alpha) b,    max = (1 - alpha) a + alpha b,
+    min = alpha a + (1 - alpha) b,    max = (1 - alpha) a + alpha b.
 
-the same doubly stochastic map applied to the identity gives the matrix. It is computed from the smaller, the larger and
-the small weight f(-gap/eps) alone, so that nothing cancels: min = low + f(-gap/eps) gap, max = high - f(-gap/eps) gap.
+The same map, doubly stochastic, applied to the rows of the identity gives the matrix. It is computed from the smaller,
+the larger and the small weight w = f(-gap/eps), so that nothing cancels: min = low + w gap, max = high - w gap.
 """
 
 from __future__ import annotations
