@@ -101,11 +101,12 @@ class Perturbed(Smoothing):
         return problem.sampled(self)
 
     def average(self, theta: Tensor, oracle: Oracle, eps: Tensor) -> Tensor:
-        """E[f(theta + eps Z)] of any function f without gradient of its own, hence argmax for f the hard argmax.
+        """E[f(theta + eps Z)] of any function f, smooth or not; the perturbed argmax for f the hard argmax.
 
         Args:
             theta: (..., n).
-            oracle: f, which maps (S, ..., n) to (S, ..., m), each vector by itself.
+            oracle: f, which maps (S, ..., n) to (S, ..., m), each vector by itself. It need have no gradient in what it
+                is given; gradients in what else it uses (the values that a sort arranges) are kept.
             eps: (..., 1), its batch dims those of theta or 1.
 
         Returns:
@@ -149,7 +150,7 @@ class Perturbed(Smoothing):
                 value = value + _dot(field, centred).mean(0) / 2
             return value
 
-        if _traced():
+        if _traced() or y.requires_grad:
             return every_order(theta, eps)
         value = first_order(theta.detach(), eps.detach())
         return _Envelope.apply(theta, eps, value, mean, slope, every_order) if _wanted(theta, eps) else value
@@ -189,7 +190,7 @@ class _Draws:
                 f"the oracle must keep all but the last dimension of its input, {tuple(self.v.shape)}, "
                 f"got {tuple(y.shape)}"
             )
-        return y.detach().to(self.v.dtype)
+        return y.to(self.v.dtype)
 
     def moved(self, theta: Tensor) -> Tensor:
         """theta minus its present value: 0, with derivative 1 where the noise has an effect."""

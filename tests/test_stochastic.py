@@ -72,8 +72,8 @@ def check_derivatives(estimate: Tensor, exact: Tensor, at: tuple[Tensor, ...], l
     check_unbiased(estimate.detach(), exact.detach())
     if order == 0:
         return
-    got = torch.autograd.grad(estimate.sum(), at, create_graph=True)
-    want = torch.autograd.grad(exact, like, create_graph=True)
+    got = torch.autograd.grad(estimate.sum(), at, create_graph=True, materialize_grads=True)
+    want = torch.autograd.grad(exact, like, create_graph=True, materialize_grads=True)
     for g, w in zip(got, want, strict=True):
         for i in range(w.shape[0]):
             check_derivatives(g[:, i], w[i], at, like, order - 1)
@@ -185,6 +185,24 @@ def test_perturbed_relu(law: str) -> None:
         want = s * torch.nn.functional.softplus(z)
     m = perturbed(NOISES[law]).maximum(u, step, e)[:, 0]
     check_derivatives(m, want[0], (u, e), (x, s), 2)
+
+
+@pytest.mark.parametrize("name", ["average", "maximum"])
+def test_gradients_in_what_the_oracle_uses(name: str) -> None:
+    """The values w of a permutahedron of two items, of which the larger score takes the larger."""
+    theta, w, e = rows(0.6, -0.4), rows(1.0, 3.0), rows(1.5)
+    x, v, s = (leaf[0].detach().requires_grad_() for leaf in (theta, w, e))
+    z = (x[0] - x[1]) / (s * math.sqrt(2))
+    first = v[0] + (v[1] - v[0]) * CDF["normal"](z)
+    if name == "maximum":
+        density = torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+        first = x[0] * first + x[1] * (v.sum() - first) + (v[1] - v[0]) * s * math.sqrt(2) * density
+
+    def oracle(points: Tensor) -> Tensor:
+        return w.expand_as(points).gather(-1, points.argsort(-1).argsort(-1))
+
+    y = getattr(perturbed(Normal()), name)(theta, oracle, e)[:, 0]
+    check_derivatives(y, first[0], (theta, w, e), (x, v, s), 2)
 
 
 # --- variance --------------------------------------------------------------------------------------------------------
