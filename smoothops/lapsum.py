@@ -22,10 +22,11 @@ from torch import Tensor
 from ._axes import Rows
 from ._opaque import as_rows, one_a_row, opaque
 from ._regularizer import Mixing, Regularizer
+from .polytopes._fused import order
 from .polytopes._mixing import widen_and_search
 
 CHUNK = 32  # of the scan: that many steps on vectors of n/CHUNK, a level
-OVERFLOW = 300.0
+LARGE = 20.0  # of the exponent, from where asinh is a logarithm to the last digit
 
 
 def linear_scan(ratio: Tensor, value: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class Ascending:
     def inverse(self, w: Tensor) -> Tensor:
         """G^-1(w) for w (..., any number) in (0, m)."""
         right, left = self.sums()
-        at_items = self.index + 0.5 + (right - left) / 2  # G(x_m), increasing
+        at_items = self.index.to(self.x.dtype) + 0.5 + (right - left) / 2  # G(x_m), increasing
         known = torch.where(self.inside, at_items, torch.inf).detach().contiguous()
         place = torch.searchsorted(known, w.detach().expand(*known.shape[:-1], w.shape[-1]).contiguous(), right=True)
         last = (self.m - 1).clamp(min=0)
@@ -104,18 +105,20 @@ class Ascending:
         gap = torch.where(middle, (t - s) / self.a, 0)
         b, a = torch.where(after | middle, b, 1), torch.where(before | middle, a, 1)
         lift = gap / 2 - (a * b).log() / 2
-        large = lift > OVERFLOW
+        large = lift > LARGE
         plain = torch.asinh(e * torch.where(large, 0, lift).exp())
-        nonzero = torch.where(large & (e != 0), e, 1)
-        far = torch.where(large & (e != 0), torch.sign(e) * ((2 * nonzero.abs()).log() + lift), 0)
-        inner = (s + t) / 2 + self.a * ((b / a).log() / 2 + torch.where(large, far, plain))
+        near = (s + t) / 2 + self.a * ((b / a).log() / 2 + plain)
+        # far from one of the two, which then does not count; not by their middle, in which small distances are lost
+        distance = (2 * torch.where(large & (e != 0), e.abs(), 0.5)).log()
+        far = torch.where(e > 0, t + self.a * (distance - a.log()), s - self.a * (distance - b.log()))
+        inner = torch.where(large & (e != 0), far, near)
         low_end = t + self.a * (2 * torch.where(before, w, 1) / a).log()
         high_end = s - self.a * (2 * torch.where(after, self.m - w, 1) / b).log()
         return torch.where(before, low_end, torch.where(after, high_end, inner))
 
     def values(self) -> Tensor:
         """The soft sort: y_m = G^-1(m - 1/2)."""
-        w = torch.where(self.inside, self.index + 0.5, 0.5)
+        w = torch.where(self.inside, self.index.to(self.x.dtype) + 0.5, 0.5)  # not float32, which int64 + 0.5 is
         return self.inverse(w)
 
 
@@ -151,8 +154,10 @@ class LapSum:
         self.present = torch.ones_like(self.theta, dtype=torch.bool) if present is None else present
 
     @staticmethod
-    def fused(*args: Any) -> Tensor | None:
-        return None
+    def fused(rows: Rows, ranks: bool, descending: bool, reg: Regularizer, plain: Any) -> Tensor | None:
+        if isinstance(reg.eps, Mixing):
+            return None
+        return order("lapsum", rows, ranks, descending, reg, plain)
 
     def _ascending(self, x: Tensor, a: Tensor | None = None) -> tuple[Ascending, Tensor, Tensor]:
         """The finite items of x in ascending order, where each item finds its answer there, and which are finite."""

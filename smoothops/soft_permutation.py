@@ -85,7 +85,7 @@ class SoftPermutation:
         self.position_at = ascending.gather(-1, from_place).unsqueeze(-2)
         # thresholds: G(b_k) = k + 1 for k = 0 .. m - 2
         between = (self.items.m - 1).clamp(min=0)
-        level = torch.where(self.items.index < between, self.items.index + 1.0, 0.5).to(x.dtype)
+        level = torch.where(self.items.index < between, self.items.index.to(x.dtype) + 1, 0.5)
         self.thresholds = Ascending(self.items.inverse(level.expand_as(self.items.x)), self.items.a, between)
 
     @property

@@ -21,9 +21,9 @@ def _compiled(name: str) -> ModuleType | None:
         return None
 
 
-def compiled_order() -> Any:
-    """The module of compiled orders, or None."""
-    return _compiled("cpu_order")
+def compiled_order(name: str) -> Any:
+    """The module of compiled orders, "order" or "lapsum", or None."""
+    return _compiled(f"cpu_{name}")
 
 
 def compiled_choice(family: Any) -> Any:

@@ -118,10 +118,15 @@ def _parameter(rows: Rows, value: Any, name: str) -> float | Tensor:
 
 
 def order(
-    rows: Rows, ranks: bool, descending: bool, reg: Regularizer, plain: Callable[[Tensor, Regularizer], Tensor]
-) -> Tensor | None:
-    """Ranks or sorted values of rows without a mask, or None where the compiled kernels do not apply."""
-    module = kernels.compiled_order() if rows.present is None and _applies(rows, reg.eps) else None
+    name: str,
+    rows: Rows,
+    ranks: bool,
+    descending: bool,
+    reg: Regularizer,
+    plain: Callable[[Tensor, Regularizer], Tensor],
+) -> Tensor | None:  # fmt: skip
+    """Ranks or sorted values of rows without a mask, or None where the compiled kernels ``name`` do not apply."""
+    module = kernels.compiled_order(name) if rows.present is None and _applies(rows, reg.eps) else None
     if module is None:
         return None
     inputs = reg.eps.inputs if isinstance(reg.eps, Mixing) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class Sorted:
         self.theta, self.w = torch.where(finite_theta, theta, 0), torch.where(finite_w, w, 0)
         self.weights = weights
 
-    fused = staticmethod(order)
+    fused = staticmethod(partial(order, "order"))
 
     def strength(self, rows: Rows, reg: Regularizer, w: Tensor) -> Tensor:
         if not isinstance(reg.eps, Mixing):
