@@ -138,7 +138,7 @@ def mixing_lapsum(x: Tensor, m: Tensor, target: float) -> Tensor:
 
     spread = (x.gather(-1, (m - 1).clamp(min=0)) - x[:, :1]) / count
     scale = torch.where(spread > 0, spread, 1)
-    goal = torch.minimum(torch.full_like(scale, target), 0.99 * count)
+    goal = torch.minimum(torch.full_like(scale, target), 0.99 * count.to(x.dtype))
     return widen_and_search(measure, scale, goal).reshape(*batch, 1)
 
 

@@ -43,6 +43,11 @@ def compiled_threshold(family: Any) -> Any:
     return fast if fast is not None and family.__name__ in fast.CODES else None
 
 
+def compiled_mixing(family: Any) -> Any:
+    """The module that finds strengths of threshold answers, or None where there is none for ``family``."""
+    return _compiled("cpu_mixing") if compiled_threshold(family) is not None else None
+
+
 def threshold(
     x: Tensor, active: Tensor, eps: Tensor, k: Tensor, shape: Tensor, family: Any, cap: Any, ordered: bool
 ) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .cpu import jit
 from .cpu_choice import column, matrix
+from .cpu_search import accept, propose, start, strength
 from .cpu_sort import INDEX, sorted_keys
 from .threads import over_rows
 from .torch import MEAN
@@ -78,8 +79,19 @@ def _pool(s, e, ranks, mean_rule, rho, log_rho, first, sums, others):  # type: i
 
 
 @jit
+def _measure(s, e, ranks, mean_rule, rho, log_rho, first, sums, others):  # type: ignore[no-untyped-def]
+    """The size of a block, averaged over the items, and the number of blocks."""
+    blocks = _pool(s, e, ranks, mean_rule, rho, log_rho, first, sums, others)
+    squares, end = 0.0, s.shape[0]
+    for t in range(blocks - 1, -1, -1):
+        squares += float(end - first[t]) ** 2
+        end = first[t]
+    return squares / s.shape[0], float(blocks)
+
+
+@jit
 def _mixing(s, inputs, ranks, mean_rule, rho, log_rho, first, sums, others):  # type: ignore[no-untyped-def]
-    """The eps at which a block holds ``inputs`` items, averaged over the items: ``polytopes._mixing._search``."""
+    """The eps at which a block holds ``inputs`` items, averaged over the items: ``polytopes._mixing.mixing_pool``."""
     n = s.shape[0]
     low, high = math.inf, 0.0
     for j in range(n - 1):
@@ -89,37 +101,18 @@ def _mixing(s, inputs, ranks, mean_rule, rho, log_rho, first, sums, others):  # 
             low, high = min(low, critical), max(high, critical)
     none = high == 0.0
     low, high = 1.0 if none else low / 2, 1.0 if none else high * 3
-    unit = math.ldexp(1.0, math.frexp(high)[1])
     goal = min(inputs, float(n))
-    mixes, counts, ends = np.empty(3), np.empty(3), np.empty(3)
-    ends[0], ends[1], ends[2] = low, high, 0.0
-    step = -2
-    while step < 80:
-        which = step + 2 if step < 0 else 2
-        if step >= 0:
-            last = abs(counts[0] - counts[1]) <= 1
-            width = ends[1] - ends[0]
-            if width < 1e-9 or (last and width < 1e-2) or mixes[0] >= goal:
-                break
-            guess = math.log(goal / mixes[0]) / math.log(mixes[1] / mixes[0])
-            blind = step % 3 == 0 or last or not math.isfinite(guess)
-            ends[2] = ends[0] + (0.5 if blind else min(max(guess, 0.02), 0.98)) * width
-        eps = ends[which] if step < 0 else unit * math.exp(ends[2])
-        blocks = _pool(s, eps, ranks, mean_rule, rho, log_rho, first, sums, others)
-        squares, end = 0.0, n
-        for t in range(blocks - 1, -1, -1):
-            squares += float(end - first[t]) ** 2
-            end = first[t]
-        mixes[which], counts[which] = squares / n, float(blocks)
-        if step < 0:
-            ends[which] = math.log(eps / unit)
-        else:
-            to = 1 if mixes[2] >= goal else 0
-            ends[to], mixes[to], counts[to] = ends[2], mixes[2], counts[2]
-        step += 1
-    if ends[1] - ends[0] < 1e-8:
-        ends[1] += 1e-3
-    return unit * math.exp(ends[0] if mixes[0] >= goal else ends[1])
+    ends, mixes, counts = np.empty(3), np.empty(3), np.empty(3)
+    few, most = _measure(s, low, ranks, mean_rule, rho, log_rho, first, sums, others)
+    many, least = _measure(s, high, ranks, mean_rule, rho, log_rho, first, sums, others)
+    unit = start(ends, mixes, counts, low, high, few, many, most, least)
+    for step in range(80):
+        if propose(ends, mixes, counts, goal, step):
+            break
+        e = unit * math.exp(ends[2])
+        mix, count = _measure(s, e, ranks, mean_rule, rho, log_rho, first, sums, others)
+        accept(ends, mixes, counts, goal, mix, count)
+    return strength(ends, mixes, goal, unit)
 
 
 @jit

@@ -215,7 +215,7 @@ def newton(code, u, count, n, k, tau, shape, cap, several, log_residual, y, d): 
 
 
 @jit
-def _one(code, v, n, eps, k, shape, cap, log_residual, u, y, d):  # type: ignore[no-untyped-def]
+def one(code, v, n, eps, k, shape, cap, log_residual, u, y, d):  # type: ignore[no-untyped-def]
     """(ref, tau) on the simplex, where only items near the largest one can matter and Newton starts below tau."""
     largest = v[0]
     for i in range(1, n):
@@ -244,7 +244,7 @@ def nearest_entry(v, ref, eps, tau):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _several(code, v, n, eps, k, shape, cap, log_residual, u, y, d):  # type: ignore[no-untyped-def]
+def several_items(code, v, n, eps, k, shape, cap, log_residual, u, y, d):  # type: ignore[no-untyped-def]
     """(ref, tau) on the capped simplex, 0 < k < n; the first guess is the solution for a sample."""
     ref, tau = v[0], 0.0
     m = min(max(n // 16, 32), SAMPLE)
@@ -303,9 +303,9 @@ def solve_row(code, x, present, masked, eps, k, shape, cap, several, log_residua
     if k <= 0 or k >= n:
         return 0.0, 0.0, n
     if several:
-        ref, tau = _several(code, v, n, eps, k, shape, cap, log_residual, u, y, d)
+        ref, tau = several_items(code, v, n, eps, k, shape, cap, log_residual, u, y, d)
     else:
-        ref, tau = _one(code, v, n, eps, k, shape, cap, log_residual, u, y, d)
+        ref, tau = one(code, v, n, eps, k, shape, cap, log_residual, u, y, d)
     return ref, tau, n
 
 

@@ -105,6 +105,14 @@ def mixing_threshold(
     # items far from the threshold are 0 or 1, exactly where phi is linear: look at a window around the k-th largest
     half = 4 * math.ceil(target) + (16 if linear else 256)
     active = present & x.isfinite()
+    compiled = kernels.compiled_mixing(reg) if x.device.type == "cpu" else None
+    if compiled is not None:
+        above = (present & (x == torch.inf)).sum(-1, keepdim=True)
+        cap = reg.cap(shape) if clip and not reg.bounded else torch.inf
+        return compiled.mixing_threshold(
+            torch.where(active, x, -torch.inf), active, (k - above).clamp(min=0), shape, family, cap, clip,
+            reg.log_residual, linear, target, half,
+        ).reshape(*batch, 1)  # fmt: skip
     ordered = torch.where(active, x, -torch.inf).sort(-1, descending=True).values
     n_active = active.sum(-1, keepdim=True)
     k = (k - (present & (x == torch.inf)).sum(-1, keepdim=True)).clamp(min=0)
@@ -129,5 +137,6 @@ def mixing_threshold(
     scale = torch.where(spread > 0, spread, torch.where(whole > 0, whole, 1))
     # where all or none are chosen there is no threshold to soften
     forced = (k <= skipped) | (k - skipped >= m)
-    goal = torch.where(forced, 0, torch.minimum(torch.full_like(scale, target), m if linear else 0.99 * m))
+    most = m.to(x.dtype) * (1 if linear else 0.99)
+    goal = torch.where(forced, 0, torch.minimum(torch.full_like(scale, target), most))
     return torch.where(forced, scale, widen_and_search(measure, scale, goal)).reshape(*batch, 1)
