@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ._regularizer import check_positive
 from .noises import Noise, Normal
-from .smoothing import Smoothing
+from .smoothing import Problem, Smoothing
 
 Oracle = Callable[[Tensor], Tensor]
 
@@ -95,9 +95,11 @@ class Perturbed(Smoothing):
         """The number of independent draws: of pairs, when antithetic."""
         return self.samples // 2 if self.antithetic else self.samples
 
-    def solve(self, problem: Any) -> Tensor:
+    def solve(self, problem: Problem) -> Tensor:
         if not isinstance(self.eps, Tensor) and self.eps == 0:
             return problem.hard()
+        if problem.sampled is None:
+            raise ValueError("Perturbed averages hard answers, which an unbounded set does not have; use so.Quadratic")
         return problem.sampled(self)
 
     def average(self, theta: Tensor, oracle: Oracle, eps: Tensor) -> Tensor:

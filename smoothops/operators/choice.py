@@ -163,8 +163,7 @@ def entmax(x: Tensor, alpha: float | Tensor = 1.5, dim: int = -1) -> Tensor:
 
 def _first_max(rows: Rows) -> Tensor:
     """The maximum as torch.max(x, dim) differentiates it: through the entry that comes first, amax through all ties."""
-    x = rows.x if rows.present is None else torch.where(rows.present, rows.x, -torch.inf)
-    return x.max(-1, keepdim=True).values
+    return rows.lowered().max(-1, keepdim=True).values
 
 
 def _choices(x: Tensor, dim: Dim, where: Tensor | None, largest: bool) -> Rows:

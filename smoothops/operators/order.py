@@ -14,7 +14,10 @@ from ..polytopes import OrderPolytope, Permutahedron
 from ..polytopes.base import check_role
 from ..polytopes.permutahedron import Sorted
 from ..regularizers import Quadratic
+from ..relaxations import Relaxation
 from ..smoothing import Problem, SmoothingLike, as_smoothing
+from ..stochastic import Perturbed
+from ._placed import Placed
 
 Strength = Callable[[Regularizer], Tensor]
 Solver = type[Sorted] | type[LapSum]
@@ -87,6 +90,12 @@ class _Sorting:
         y = _solver(reg, "sort").fused(self.rows, False, self.descending, reg, again)
         return self.plain(reg) if y is None else y
 
+    def relaxed(self, r: Relaxation) -> Tensor:
+        return self.rows.poisoned(Placed(self.rows, self.descending).values(r))
+
+    def sampled(self, p: Perturbed) -> Tensor:
+        return self.rows.poisoned(Placed(self.rows, self.descending).mean_values(p))
+
     def strength(self, reg: Regularizer) -> Tensor:
         return _solver(reg, "sort")(*self._ordered).solve_strength(self.rows, reg)
 
@@ -95,7 +104,7 @@ def sorting(x: Tensor, dim: Dim, descending: bool, where: Tensor | None) -> tupl
     """The sort of x: answers (..., n), in x's dtype or a wider one."""
     rows = Rows(x, dim, where)
     problem = _Sorting(rows, descending)
-    return rows, Problem(problem.hard, problem.soft), problem.strength
+    return rows, Problem(problem.hard, problem.soft, problem.relaxed, problem.sampled), problem.strength
 
 
 def rank(
@@ -139,7 +148,7 @@ class _Ranking:
         """(theta, rho, present, weights), theta and rho not increasing."""
         order, present = self._order
         theta = self.rows.x.gather(-1, order)
-        w = None if self.weights is None else self.rows.like(self.weights, "weights").gather(-1, order)
+        w = None if self.weights is None else self.rows.like(self.weights, "weights").expand_as(order).gather(-1, order)
         return -theta if self.descending else theta, positions(self.rows, present, w), present, w
 
     def _back(self, y: Tensor) -> Tensor:
@@ -147,6 +156,12 @@ class _Ranking:
 
     def hard(self) -> Tensor:
         return self._back(Sorted(*self._ordered).ties(self._ordered[1]).detach())
+
+    def sampled(self, p: Perturbed) -> Tensor:
+        def ranks(v: Tensor) -> Tensor:
+            return _Ranking(self.rows.at(v), self.descending, self.weights).hard()
+
+        return self.rows.poisoned(p.average(self.rows.lowered(), ranks, self.rows.parameter(p.eps, "eps")))
 
     def plain(self, reg: Regularizer) -> Tensor:
         return self._back(_solver(reg, "rank")(*self._ordered).argmax(self.rows, reg))
@@ -173,7 +188,7 @@ def _ranking(
     if weights is not None:
         check_positive(weights, "weights", zero=False)
     problem = _Ranking(rows, descending, weights)
-    return rows, Problem(problem.hard, problem.soft), problem.strength
+    return rows, Problem(problem.hard, problem.soft, None, problem.sampled), problem.strength
 
 
 def topk(

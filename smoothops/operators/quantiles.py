@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -166,7 +169,11 @@ def quantile(
         value = torch.lerp(torch.where(same, 0, below), torch.where(same, 0, above), place - place.detach().floor())
         return torch.where(same, below, value).to(y)
 
+    def of(part: Callable[[Any], Tensor] | None) -> Callable[[Any], Tensor]:
+        assert part is not None  # a sort has every part
+        return lambda s: interpolated(part(s))
+
     bound = as_smoothing(smoothing, Quadratic, Mixing(3.0))
-    value = bound.solve(Problem(hard, lambda reg: interpolated(problem.soft(reg))))
+    value = bound.solve(Problem(hard, of(problem.soft), of(problem.relaxed), of(problem.sampled)))
     answers = [rows.reduced(value[..., i : i + 1], keepdim) for i in range(value.shape[-1])]
     return torch.stack(answers) if levels.ndim else answers[0]
