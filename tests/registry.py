@@ -176,7 +176,8 @@ class Case:
     @property
     def core(self) -> bool:
         """Whether the case belongs to the default selection: every operator once, the base ones with everything."""
-        return self.operator.base or self.family == self.operator.smoothings[0]
+        own = self.family == self.operator.smoothings[0] and not self.operator.full
+        return self.operator.base or own
 
     @property
     def _family(self) -> Family:

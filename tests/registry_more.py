@@ -55,18 +55,19 @@ def relaxed(family: str) -> list[Operator]:
     blind = family != "network"
     values = Kind("invariant" if blind else None, 1.0, 1, symmetric_ties=False)
     whole = {"centre": mean} if blind else {"total": item_sum}
-    statistic = {"exempt": {"row strength": "a reduction"}}
+    rest = {"full": family != "softsort"}
+    statistic = {"exempt": {"row strength": "a reduction"}, **rest}
 
     # fmt: off
     lines = [
         Operator("sort-relaxed", lambda x, s, d: so.sort(x, d, smoothing=s), values, (family,),
                  hard=lambda x, d: x.sort(d).values, **whole),
         Operator("sort-descending-relaxed", lambda x, s, d: so.sort(x, d, True, smoothing=s), values, (family,),
-                 hard=lambda x, d: x.sort(d, descending=True).values, **whole),
+                 hard=lambda x, d: x.sort(d, descending=True).values, **whole, **rest),
         Operator("sort-where-relaxed", lambda x, s, d: so.sort(x, d, where=present(x, d), fill=0.0, smoothing=s),
                  values, (family,), without=lambda x, s, d: so.sort(x, d, smoothing=s), exempt=ABSENT),
         Operator("topk-relaxed", lambda x, s, d: so.topk(x, 2, d, smoothing=s), values, (family,),
-                 hard=lambda x, d: x.topk(2, d).values),
+                 hard=lambda x, d: x.topk(2, d).values, **rest),
         Operator("kthvalue-relaxed", lambda x, s, d: so.kthvalue(x, min(2, x.shape[d]), d, True, smoothing=s), values,
                  (family,), hard=lambda x, d: x.kthvalue(2, d, True).values, **statistic),
         Operator("median-relaxed", lambda x, s, d: so.median(x, d, True, smoothing=s), values, (family,),
@@ -74,7 +75,8 @@ def relaxed(family: str) -> list[Operator]:
         Operator("quantile-relaxed", lambda x, s, d: so.quantile(x, 0.3, d, True, smoothing=s), values, (family,),
                  **statistic),
         Operator("argsort-relaxed", placed, Kind(None, 0.0, 0, symmetric_ties=False), (family,),
-                 exempt={"bounded": "rows of a matrix"}),
+                 exempt={"bounded": "rows of a matrix", "half/neuralsort": "a difference of rounded cotangents"},
+                 **rest),
     ]
     # fmt: on
     return lines

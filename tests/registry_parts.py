@@ -172,6 +172,7 @@ class Operator:
     without: Callable[[Tensor, Any, int], Tensor] | None = None  # the same operator without ``where``
     exempt: Mapping[str, str] = field(default_factory=dict)
     base: bool = False  # all its smoothings belong to the default selection
+    full: bool = False  # none of them does
 
     def __repr__(self) -> str:
         return self.name
