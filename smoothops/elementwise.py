@@ -7,6 +7,7 @@ With F the distribution function that a regularizer stands for on the binary sim
     round, floor, ceil                         a sum of steps: floor(x) = sum over the integers k of F((x - k)/eps)
 
 Entropy and BinaryEntropy: F is the logistic function. Quadratic: F(z) = clip((z + 1)/2, 0, 1). Laplace: that law's.
+Perturbed: the mean of the hard function f under noise, E f(x + eps Z); of maximum, noise on both.
 NaN stays in its entry; infinities are taken to their limits; every operator is O(number of entries).
 """
 
@@ -108,7 +109,8 @@ def heaviside(x: Tensor, values: Tensor | float | None = None, *, smoothing: Smo
         x: any shape.
         values: what ``Hard()`` answers at x = 0, 1/2 by default; without meaning for a soft step.
         smoothing: a number eps, in the unit of x, means Entropy(eps): sigmoid(x/eps). Also Quadratic:
-            clip((x/eps + 1)/2, 0, 1), BinaryEntropy (as Entropy), Laplace, Hard. A tensor eps broadcasts to x.
+            clip((x/eps + 1)/2, 0, 1), BinaryEntropy (as Entropy), Laplace, Perturbed: E heaviside(x + eps Z), Hard.
+            A tensor eps broadcasts to x.
 
     Returns: values in [0, 1], shaped like x. Raises: ValueError for a smoothing that has no step.
     Source: Blondel, Roulet 2024, chapter 5.

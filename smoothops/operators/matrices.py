@@ -53,7 +53,7 @@ def argsort(
     x: Tensor, dim: int = -1, descending: bool = False, stable: bool = False, *, where: Tensor | None = None,
     smoothing: SmoothingLike = None,
 ) -> Tensor:  # fmt: skip
-    """Soft argsort: for each position a distribution over the items, a doubly stochastic matrix.
+    """Soft argsort: for each position a distribution over the items.
 
     Laplace: the dense form of :func:`soft_permutation`, whose arguments these are. Hard: the permutation matrix of
     ``torch.argsort(x, stable=True)``.
@@ -61,9 +61,11 @@ def argsort(
     Args:
         x: (..., n, ...).
         stable: accepted; Hard is always stable.
-        smoothing: a number eps, in the unit of x, means Laplace(eps); None: Laplace(Mixing(3.0)). Or Hard.
+        smoothing: a number eps, in the unit of x, means Laplace(eps); None: Laplace(Mixing(3.0)). Also SortingNetwork,
+            Perturbed (the mean permutation of x + eps Z), SoftSort, NeuralSort, Hard.
 
-    Returns: (..., n_position, n_item): the other dims of x, then position and item. Absent items have zero columns.
+    Returns: (..., n_position, n_item): the other dims of x, then position and item; doubly stochastic, except for
+    SoftSort and NeuralSort, whose columns do not sum to 1. Absent items have zero columns.
     Raises: ValueError for a smoothing without a matrix. Complexity: O(n^2) time and memory, that of the answer.
 
     Example:

@@ -46,7 +46,8 @@ def sort(
         where: bool mask; the present items come sorted, then ``fill`` in place of the absent ones.
         smoothing: a number eps, in the unit 1/x, means Quadratic(eps): equal to torch.sort iff all gaps are <= 1/eps.
             None: Quadratic(Mixing(3.0)), eps from the data. Entropy: log argmax over the permutahedron of e^x.
-            Laplace(eps), eps in the unit of x: the inverse of a sum of Laplace laws. Or Hard.
+            Laplace(eps), eps in the unit of x: the inverse of a sum of Laplace laws. SoftSort, NeuralSort and
+            SortingNetwork, eps in the unit of x. Perturbed: noise on rho, eps in positions. Or Hard.
 
     Returns: values, a tensor like torch.msort. Quadratic keeps the sum; infinities stay exact and carry no gradient.
     Raises: ValueError for a smoothing that does not sort. Complexity: O(n log n) time, O(n) memory.
@@ -116,10 +117,10 @@ def rank(
     Args:
         x: (..., n, ...).
         descending: the largest has rank 1: ``rank(-x)``.
-        weights: positive, broadcastable to x; an integer weight counts as so many copies (Quadratic, Hard).
+        weights: positive, broadcastable to x; an integer weight counts as so many copies (Quadratic, Perturbed, Hard).
         where: bool mask; the ranks run over the present items, absent ones have rank 0.
         smoothing: a number eps, in the unit of x, means Quadratic(eps): equal to hard ranks iff all gaps are >= eps.
-            None: Quadratic(Mixing(3.0)), eps from the data. Also Entropy, Laplace, Hard (ties averaged).
+            None: Quadratic(Mixing(3.0)), eps from the data. Also Entropy, Laplace, Perturbed, Hard (ties averaged).
 
     Returns: ranks in [1, n], the smallest 1 unless descending; they sum to n (n + 1)/2. Infinities are extremes.
     Raises: ValueError for a smoothing that does not rank, or weights <= 0. Complexity: O(n log n) time, O(n) memory.
@@ -170,7 +171,7 @@ class _Ranking:
         solver = _solver(reg, "rank")
         if self.weights is not None:
             if not isinstance(reg, Quadratic):
-                raise ValueError(f"weights in rank need Quadratic or Hard, got {type(reg).__name__}")
+                raise ValueError(f"weights in rank need Quadratic, Perturbed or Hard, got {type(reg).__name__}")
             return self.plain(reg)
         again = lambda x, r: _Ranking(Rows(x), self.descending, None).plain(r)  # noqa: E731
         y = solver.fused(self.rows, True, self.descending, reg, again)
@@ -203,7 +204,7 @@ def topk(
         largest: False for the k smallest, smallest first.
         sorted: accepted; the values are always sorted.
         where, fill: bool mask, and the value in place of missing items where a row has fewer (or asks for fewer).
-        smoothing: as in :func:`sort`; eps has the unit 1/x.
+        smoothing: as in :func:`sort`; a number has the unit 1/x.
 
     Returns: values (..., k, ...), the largest k of all rows. For weights over the items see :func:`topk_mask`.
     Raises: ValueError for k out of range. Complexity: O(n log n) time, O(n) memory.

@@ -74,7 +74,7 @@ def kthvalue(
         x: (..., n, ...).
         k: an int in [1, n].
         where: bool mask; NaN where fewer than k items are present.
-        smoothing: as in :func:`sort`; eps has the unit 1/x.
+        smoothing: as in :func:`sort`; a number has the unit 1/x.
 
     Returns: values only, one a row; positions come from ``rank``. Raises: ValueError for k out of range.
     Complexity: O(n log n) time, O(n) memory.
@@ -121,7 +121,7 @@ def quantile(
         interpolation: torch's: "linear", "lower", "higher", "midpoint" or "nearest".
         where: bool mask; the quantile is that of the present items, NaN where there is none.
         weights: >= 1, broadcastable to x, with gradient: how often each item counts; they follow the hard order.
-        smoothing: as in :func:`sort`; eps has the unit 1/x.
+        smoothing: as in :func:`sort`; a number has the unit 1/x.
 
     Raises: ValueError for q outside [0, 1] or another interpolation. Complexity: O(n log n) time, O(n) memory.
 
