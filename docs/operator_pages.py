@@ -122,7 +122,7 @@ row. At a tie the gradient follows the stable order; NeuralSort alone treats tie
 NOISE = """The answer is a sample mean: it changes with the state of the generator, and its gradient is an unbiased
 estimate, whose spread grows as 1/eps. Infinities and absent items stay where they are: no noise moves them, and they
 carry no gradient. NaN gives NaN in its row (elementwise: in its entry). `max` draws anew for values and for indices. A
-tensor k of `topk_mask` carries no gradient. In sort the noise is on the positions 1..n, so that eps has no unit there."""
+tensor k of `topk_mask` carries no gradient. In sort the noise is on the positions 1..n, and eps has no unit there."""
 
 
 def relaxed(smoothing: Callable[[float], so.Smoothing]) -> Callable[[Tensor, float], Tensor]:
