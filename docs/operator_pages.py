@@ -1,4 +1,4 @@
-"""Writes docs/operators, a page for each operator from its docstring: ``python docs/operator_pages.py``."""
+"""Writes docs/operators and docs/smoothings, a page each from the docstrings: ``python docs/operator_pages.py``."""
 
 from __future__ import annotations
 
@@ -116,8 +116,35 @@ PAGES: dict[str, Page] = {
     "round": Page(STEP, alone(so.round), "round(x)", strengths=(0.01, 0.05, 0.15, 0.5)),
 }  # fmt: skip
 
+RELAXED = """Infinities keep their ends of the sorted row, exact and without gradient; between them the finite items
+are sorted alone, and absent items come last. In argsort equal infinities share their positions. NaN gives NaN in its
+row. At a tie the gradient follows the stable order; NeuralSort alone treats tied items alike."""
+NOISE = """The answer is a sample mean: it changes with the state of the generator, and its gradient is an unbiased
+estimate, whose spread grows as 1/eps. Infinities and absent items stay where they are: no noise moves them, and they
+carry no gradient. NaN gives NaN in its row (elementwise: in its entry). `max` draws anew for values and for indices. A
+tensor k of `topk_mask` carries no gradient. In sort the noise is on the positions 1..n, and eps has no unit there."""
 
-def picture(name: str, page: Page) -> None:
+
+def relaxed(smoothing: Callable[[float], so.Smoothing]) -> Callable[[Tensor, float], Tensor]:
+    return lambda x, e: so.sort(rows(x), smoothing=smoothing(e))[:, 0]
+
+
+def perturbed(x: Tensor, eps: float) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return so.argmax(rows(x), 1, smoothing=so.Perturbed(eps, samples=1000, generator=generator))[:, 0]
+
+
+LEAST = "sort: the smallest of (x, -1, 0.5)"
+SMOOTHINGS: dict[str, Page] = {
+    "SoftSort": Page(RELAXED, relaxed(so.SoftSort), LEAST),
+    "NeuralSort": Page(RELAXED, relaxed(so.NeuralSort), LEAST),
+    "SortingNetwork": Page(RELAXED, relaxed(so.SortingNetwork), LEAST, strengths=(0.02, 0.1, 0.3, 1.0)),
+    "Perturbed": Page(NOISE, perturbed, "argmax: the weight of x, 1000 samples",
+                      strengths=(0.1, 0.3, 1.0, 3.0)),
+}  # fmt: skip
+
+
+def picture(folder: str, name: str, page: Page) -> None:
     """Value and derivative against x, one curve an eps."""
     figure, axes = plt.subplots(1, 2, figsize=(7.6, 2.7), layout="constrained")
     for eps, color in zip(page.strengths, COLORS, strict=True):
@@ -133,7 +160,7 @@ def picture(name: str, page: Page) -> None:
     for ax in axes:
         ax.set_xlabel("x")
     figure.legend(frameon=False, fontsize=8, loc="outside right center")
-    figure.savefig(DOCS / "img" / "operators" / f"{name}.png")
+    figure.savefig(DOCS / "img" / folder / f"{name}.png")
     plt.close(figure)
 
 
@@ -152,11 +179,11 @@ def code_names(text: str) -> str:
     return text.replace("``", "`")
 
 
-def markdown(name: str, page: Page) -> str:
+def markdown(folder: str, name: str, page: Page) -> str:
     function = getattr(so, name)
     parts = sections(inspect.getdoc(function) or "")
     signature = str(inspect.signature(function)).replace("'", "")
-    signature = re.sub(r"torch\.(?=Tensor)", "", signature)
+    signature = re.sub(r"torch\.(?=Tensor)| -> None$", "", signature)
     lines = [
         f"# {name}",
         "",
@@ -172,30 +199,34 @@ def markdown(name: str, page: Page) -> str:
     rest = {h: re.sub(r"\s+", " ", parts[h]) for h in ("Returns", "Raises", "Complexity", "Source") if h in parts}
     lines += [line for h, body in rest.items() for line in (f"**{h}.** {code_names(body)}", "")]
     lines += ["## Conventions", "", f"eps has {page.unit}." if "unit" in page.unit[:9] or "/" in page.unit else "", "",
-              page.conventions, "", f"![{page.shows}, for several eps](../img/operators/{name}.png)", ""]  # fmt: skip
+              page.conventions, "", f"![{page.shows}, for several eps](../img/{folder}/{name}.png)", ""]  # fmt: skip
     example = parts["Example"].strip()
     lines += ["## Example", "", "```python", ">>> import torch", ">>> import smoothops as so", example, "```", ""]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 
 
-def main() -> None:
-    (DOCS / "img" / "operators").mkdir(parents=True, exist_ok=True)
-    folder = DOCS / "operators"
-    folder.mkdir(exist_ok=True)
-    for name, page in PAGES.items():
-        picture(name, page)
-        (folder / f"{name}.md").write_text(markdown(name, page))
+def write(folder: str, pages: dict[str, Page], title: str) -> None:
+    (DOCS / "img" / folder).mkdir(parents=True, exist_ok=True)
+    (DOCS / folder).mkdir(exist_ok=True)
+    for name, page in pages.items():
+        picture(folder, name, page)
+        (DOCS / folder / f"{name}.md").write_text(markdown(folder, name, page))
     index = [
-        "# Operators",
+        f"# {title}",
         "",
         "One page each: equation, arguments, conventions, a picture of value and gradient, an example.",
         "",
     ]
-    for name in PAGES:
+    for name in pages:
         summary = sections(inspect.getdoc(getattr(so, name)) or "")[""].split("\n")[0]
         index.append(f"- [`{name}`]({name}.md): {code_names(summary)}")
-    (folder / "index.md").write_text("\n".join(index) + "\n")
-    print(f"wrote {len(PAGES)} pages")
+    (DOCS / folder / "index.md").write_text("\n".join(index) + "\n")
+    print(f"wrote {len(pages)} pages")
+
+
+def main() -> None:
+    write("operators", PAGES, "Operators")
+    write("smoothings", SMOOTHINGS, "Smoothings of other kinds")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,10 @@ Use it as ``import smoothops as so``; names that shadow builtins (max, min, sort
 from .smoothing import Hard, Smoothing, StraightThrough, straight_through
 from ._regularizer import Mixing, Regularizer
 from .regularizers import BinaryEntropy, Entropy, Laplace, Quadratic, Tsallis
+from .relaxations import NeuralSort, SoftSort
+from .sorting_network import Bitonic, Cauchy, OddEven, Optimal, Reciprocal, SortingNetwork
+from .stochastic import Perturbed
+from .noises import Gumbel, Logistic, Normal
 from .polytopes import CappedSimplex, Hypercube, OrderPolytope, Permutahedron, Polytope, Simplex
 from .elementwise import abs, ceil, clamp, floor, heaviside, maximum, minimum, relu, round, sign
 from .operators import (
@@ -50,6 +54,20 @@ __all__ = [
     "Laplace",
     "Mixing",
     "mixing_eps",
+    # relaxations of a sort
+    "SoftSort",
+    "NeuralSort",
+    "SortingNetwork",
+    "Cauchy",
+    "Reciprocal",
+    "Optimal",
+    "Bitonic",
+    "OddEven",
+    # noise
+    "Perturbed",
+    "Normal",
+    "Gumbel",
+    "Logistic",
     # polytopes
     "Polytope",
     "Simplex",

@@ -24,7 +24,10 @@ def lazy(method: Callable[[Any], Any]) -> Any:
             setattr(self, name, method(self))
         return getattr(self, name)
 
-    return property(get, doc=method.__doc__)
+    def put(self: Any, value: Any) -> None:
+        setattr(self, name, value)
+
+    return property(get, put, doc=method.__doc__)
 
 
 def check_tensor(x: object, name: str = "x") -> Tensor:
@@ -244,6 +247,17 @@ class Rows(Axes):
     def poison(self) -> Tensor:
         """NaN in the answer, and in the gradient, of the rows that hold a NaN; 0 elsewhere."""
         return torch.where(self.bad, torch.nan, 0.0) * torch.where(self.bad, self._masked, 0)
+
+    def at(self, x: Tensor) -> Rows:
+        """The same rows with other numbers, x (samples, ..., n), none of them NaN."""
+        rows = Rows(self.input, self.dims, together=self.together)
+        rows._masked = x
+        rows.present = None if self.present is None else self.present.expand_as(x)
+        return rows
+
+    def lowered(self) -> Tensor:
+        """x with -inf in place of absent items."""
+        return self.x if self.present is None else torch.where(self.present, self.x, -torch.inf)
 
     def poisoned(self, y: Tensor) -> Tensor:
         """``y`` of shape ``(..., n)`` with NaN in the rows that hold one."""

@@ -7,6 +7,7 @@ With F the distribution function that a regularizer stands for on the binary sim
     round, floor, ceil                         a sum of steps: floor(x) = sum over the integers k of F((x - k)/eps)
 
 Entropy and BinaryEntropy: F is the logistic function. Quadratic: F(z) = clip((z + 1)/2, 0, 1). Laplace: that law's.
+Perturbed: the mean of the hard function f under noise, E f(x + eps Z); of maximum, noise on both.
 NaN stays in its entry; infinities are taken to their limits; every operator is O(number of entries).
 """
 
@@ -21,10 +22,12 @@ from torch import Tensor
 from ._axes import check_tensor, wide_dtype
 from ._regularizer import Mixing, Regularizer
 from .kernels.torch import FAR
+from .polytopes import Simplex
 from .polytopes._dual import clipped
 from .polytopes.base import check_role
 from .regularizers import BinaryEntropy, Entropy, Laplace, Quadratic
 from .smoothing import Problem, SmoothingLike, as_smoothing
+from .stochastic import Perturbed
 
 FOURIER_FROM = 0.25  # logistic steps: from this eps on a Fourier series converges faster than the sum of the steps
 
@@ -39,7 +42,7 @@ class _Entries:
         self.finite = self.given.isfinite()
         self.x = torch.where(self.finite, self.given, 0)
 
-    def eps(self, reg: Regularizer) -> Tensor:
+    def eps(self, reg: Regularizer | Perturbed) -> Tensor:
         if isinstance(reg.eps, Mixing):
             raise ValueError("Mixing needs inputs that compete; here each entry stands alone, give a number")
         eps = torch.as_tensor(reg.eps, dtype=self.x.dtype, device=self.x.device)
@@ -49,6 +52,11 @@ class _Entries:
             raise ValueError(
                 f"eps of shape {tuple(eps.shape)} does not broadcast to x of shape {tuple(self.shape)}"
             ) from None
+
+    def mean(self, p: Perturbed, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """E f(x + eps Z) for each entry."""
+        noisy = p.average(self.x.unsqueeze(-1), lambda v: f(v.squeeze(-1)).unsqueeze(-1), self.eps(p).unsqueeze(-1))
+        return noisy.squeeze(-1)
 
     def finish(self, y: Tensor, at_infinity: Callable[[Tensor], Tensor]) -> Tensor:
         """y, with the limits at infinity, and NaN where x is NaN."""
@@ -68,7 +76,10 @@ def _elementwise(
         y = soft(entries.x, entries.eps(reg) * type(reg).pair_scale, type(reg).on_box())
         return entries.finish(y, lambda v: hard(v.detach()))
 
-    problem = Problem(lambda: hard(entries.given), softened)
+    def sampled(p: Perturbed) -> Tensor:
+        return entries.finish(entries.mean(p, hard), lambda v: hard(v.detach()))
+
+    problem = Problem(lambda: hard(entries.given), softened, None, sampled)
     return as_smoothing(smoothing, Entropy, 0.1).solve(problem).to(entries.dtype)
 
 
@@ -98,7 +109,8 @@ def heaviside(x: Tensor, values: Tensor | float | None = None, *, smoothing: Smo
         x: any shape.
         values: what ``Hard()`` answers at x = 0, 1/2 by default; without meaning for a soft step.
         smoothing: a number eps, in the unit of x, means Entropy(eps): sigmoid(x/eps). Also Quadratic:
-            clip((x/eps + 1)/2, 0, 1), BinaryEntropy (as Entropy), Laplace, Hard. A tensor eps broadcasts to x.
+            clip((x/eps + 1)/2, 0, 1), BinaryEntropy (as Entropy), Laplace, Perturbed: E heaviside(x + eps Z), Hard.
+            A tensor eps broadcasts to x.
 
     Returns: values in [0, 1], shaped like x. Raises: ValueError for a smoothing that has no step.
     Source: Blondel, Roulet 2024, chapter 5.
@@ -169,7 +181,12 @@ def maximum(x: Tensor, other: Tensor, *, smoothing: SmoothingLike = 0.1) -> Tens
         y = b.x + _ramp(gap, a.eps(reg) * type(reg).pair_scale, type(reg).on_box())
         return torch.where(a.finite & b.finite, y, hard)
 
-    y = as_smoothing(smoothing, Entropy, 0.1).solve(Problem(lambda: hard, soft))
+    def sampled(p: Perturbed) -> Tensor:
+        pair = torch.stack([torch.where(a.finite & b.finite, v, 0) for v in (a.x, b.x)], -1)
+        y = p.maximum(pair, Simplex().maximize, a.eps(p).unsqueeze(-1)).squeeze(-1)
+        return torch.where(a.finite & b.finite, y, hard)
+
+    y = as_smoothing(smoothing, Entropy, 0.1).solve(Problem(lambda: hard, soft, None, sampled))
     return y.to(torch.promote_types(x.dtype, other.dtype))
 
 
@@ -208,7 +225,10 @@ def clamp(
         y = rise if high is None else rise - _ramp(v - high, eps, family)
         return entries.finish(y, lambda given: hard)
 
-    return as_smoothing(smoothing, Entropy, 0.1).solve(Problem(lambda: hard, soft)).to(entries.dtype)
+    def sampled(p: Perturbed) -> Tensor:
+        return entries.finish(entries.mean(p, lambda v: torch.clamp(v, low, high)), lambda given: hard)
+
+    return as_smoothing(smoothing, Entropy, 0.1).solve(Problem(lambda: hard, soft, None, sampled)).to(entries.dtype)
 
 
 # --- many steps ------------------------------------------------------------------------------------------------------

@@ -89,13 +89,18 @@ class Gumbel(Noise):
 
 @dataclass(frozen=True, eq=False)
 class Logistic(Noise):
-    """Logistic noise: F(z) = 1/(1 + exp(-z)), the law of log(U/(1 - U)), standard deviation pi/sqrt(3) = 1.81.
+    """The logistic law, F(z) = 1/(1 + exp(-z)): noise for ``Perturbed``, a sigmoid for ``SortingNetwork``.
 
-    A step becomes the logistic sigmoid: E 1[u + eps Z > 0] = sigmoid(u/eps).
+    As noise it is the law of log(U/(1 - U)), of standard deviation pi/sqrt(3) = 1.81; a step becomes the sigmoid:
+    E 1[u + eps Z > 0] = F(u/eps). In a network a compare-exchange errs by at most 0.279 eps, and its minimum may fall
+    as an input rises. Source: Petersen, Borgelt, Kuehne, Deussen 2021, "Differentiable sorting networks for scalable
+    sorting and ranking".
 
     Example:
         >>> so.Logistic().log_prob(torch.tensor(0.0))
         tensor(-1.3863)
+        >>> so.sort(torch.tensor([1.0, 0.0]), smoothing=so.SortingNetwork(0.5, so.Logistic()))
+        tensor([0.1192, 0.8808])
     """
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -107,3 +112,8 @@ class Logistic(Noise):
     ) -> Tensor:
         u = _uniform(shape, generator, dtype, device)
         return u.log() - torch.log1p(-u)
+
+    def tail(self, s: Tensor) -> Tensor:
+        """F(-s) for s >= 0, accurate where it is small."""
+        t = (-s).exp()
+        return t / (1 + t)

@@ -33,10 +33,12 @@ class Relaxation(Smoothing):
     def solve(self, problem: Problem) -> Tensor:
         if not isinstance(self.eps, Tensor) and self.eps == 0:
             return problem.hard()
-        relaxed = getattr(problem, "relaxed", None)  # only a problem that orders its items has it
-        if relaxed is None:
-            raise ValueError(f"{type(self).__name__} is a smoothing of sorts only; here use so.Quadratic or so.Entropy")
-        return relaxed(self)
+        if problem.relaxed is None:
+            raise ValueError(
+                f"{type(self).__name__} softens sorts only (sort, argsort, topk, argtopk, kthvalue, median, quantile); "
+                "here use so.Quadratic or so.Entropy"
+            )
+        return problem.relaxed(self)
 
     @abstractmethod
     def matrix(self, x: Tensor, eps: Tensor, m: Tensor | None) -> Tensor:

@@ -18,10 +18,17 @@ from torch import Tensor
 
 
 class Problem:
-    """A linear programme in ``theta``: ``hard()`` is its exact answer, ``soft(regularizer)`` its regularized one."""
+    """A linear programme in ``theta``: ``hard()`` is its exact answer, ``soft(regularizer)`` its regularized one.
 
-    def __init__(self, hard: Callable[[], Tensor], soft: Callable[[Any], Tensor]) -> None:
-        self.hard, self.soft = hard, soft
+    Where it has them, ``relaxed(relaxation)`` is its answer by a matrix near the sorting permutation, and
+    ``sampled(perturbed)`` the mean of the exact answers under noise.
+    """
+
+    def __init__(
+        self, hard: Callable[[], Tensor], soft: Callable[[Any], Tensor],
+        relaxed: Callable[[Any], Tensor] | None = None, sampled: Callable[[Any], Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        self.hard, self.soft, self.relaxed, self.sampled = hard, soft, relaxed, sampled
 
 
 class Smoothing(ABC):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ._axes import spread
+from .noises import Logistic
 from .relaxations import Relaxation
 
 # --- sigmoids --------------------------------------------------------------------------------------------------------
@@ -33,20 +34,7 @@ class Sigmoid(ABC):
         """f(-s) for s >= 0, accurate where it is small, with derivatives from the right at 0."""
 
 
-@dataclass(frozen=True, eq=False)
-class Logistic(Sigmoid):
-    """f(v) = 1/(1 + e^-v). A compare-exchange errs by at most 0.279 eps; its minimum may fall as an input rises.
-
-    Source: Petersen, Borgelt, Kuehne, Deussen 2021, "Differentiable sorting networks for scalable sorting and ranking".
-
-    Example:
-        >>> so.sort(torch.tensor([1.0, 0.0]), smoothing=so.SortingNetwork(0.5, so.Logistic()))
-        tensor([0.1192, 0.8808])
-    """
-
-    def tail(self, s: Tensor) -> Tensor:
-        t = (-s).exp()
-        return t / (1 + t)
+Sigmoid.register(Logistic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,10 +191,12 @@ class SortingNetwork(Relaxation):
         tensor([1.0635, 2.0001, 4.9364])
     """
 
-    sigmoid: Sigmoid
+    sigmoid: Sigmoid | Logistic
     kind: Network
 
-    def __init__(self, eps: float | Tensor, sigmoid: Sigmoid | None = None, kind: Network | None = None) -> None:
+    def __init__(
+        self, eps: float | Tensor, sigmoid: Sigmoid | Logistic | None = None, kind: Network | None = None
+    ) -> None:
         object.__setattr__(self, "eps", eps)
         # not default arguments: torch.compile cannot trace an object that it has not seen made
         object.__setattr__(self, "sigmoid", Cauchy() if sigmoid is None else sigmoid)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ._regularizer import check_positive
 from .noises import Noise, Normal
-from .smoothing import Smoothing
+from .smoothing import Problem, Smoothing
 
 Oracle = Callable[[Tensor], Tensor]
 
@@ -35,23 +35,25 @@ Oracle = Callable[[Tensor], Tensor]
 class Perturbed(Smoothing):
     """The mean of the hard answer under noise: y = E[argmax_{y in C} <theta + eps Z, y>], Z centred.
 
+    For argmax, max, topk_mask, rank, the polytopes but for the monotone cone (theta = x), sort and its parts
+    (theta = 1..n), and as E f(x + eps Z) for argsort and elementwise functions.
+
     Args:
         eps: scale of the noise, in the unit of theta; a number (0: hard) or a positive tensor with gradient.
         noise: ``Normal()``, ``Gumbel()`` or ``Logistic()``.
         samples: number of hard answers, S. Value and gradient use the same; each call draws anew.
-        antithetic: draw Z in mirrored pairs of the same law. Monotone answers vary less; gradients may vary less or,
-            by at most sqrt(2), more.
+        antithetic: draw Z in mirrored pairs: monotone answers vary less, gradients less or by at most sqrt(2) more.
         control_variate: subtract from each answer the mean of those drawn independently of it (leave-one-out), which
             changes no expectation. Needs 2 independent draws: 2 samples, 4 when antithetic.
         generator: source of the noise, of x's device; ``None`` is torch's own. Copies go on from the same state.
             ``torch.func.vmap`` needs ``randomness="different"``; torch.compile traces no generator but torch's own.
 
-    Complexity: S hard answers; memory S times that of x, several times over if a gradient is wanted.
-    Source: Berthet et al. 2020; Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!".
+    Complexity: S hard answers, in memory too. Source: Berthet et al. 2020;
+    Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!".
 
     Example:
-        >>> so.Perturbed(0.5).average(torch.zeros(1), lambda v: (v > 0).float(), torch.tensor([0.5]))
-        tensor([0.5000])
+        >>> so.rank(torch.tensor([2.0, 9.0, 2.0]), smoothing=so.Perturbed(0.5))[1]
+        tensor(3.)
     """
 
     eps: float | Tensor
@@ -95,9 +97,11 @@ class Perturbed(Smoothing):
         """The number of independent draws: of pairs, when antithetic."""
         return self.samples // 2 if self.antithetic else self.samples
 
-    def solve(self, problem: Any) -> Tensor:
+    def solve(self, problem: Problem) -> Tensor:
         if not isinstance(self.eps, Tensor) and self.eps == 0:
             return problem.hard()
+        if problem.sampled is None:
+            raise ValueError("Perturbed averages hard answers, which an unbounded set does not have; use so.Quadratic")
         return problem.sampled(self)
 
     def average(self, theta: Tensor, oracle: Oracle, eps: Tensor) -> Tensor:

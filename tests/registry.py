@@ -34,6 +34,7 @@ from registry_parts import (
     PAIRS,
     PARTIAL,
     RANKS,
+    RELAXED,
     SIMPLEX,
     SORT,
     TOPK,
@@ -41,6 +42,7 @@ from registry_parts import (
     VALUES,
     WEIGHTED,
     WEIGHTS,
+    Family,
     Kind,
     Operator,
     box,
@@ -174,17 +176,22 @@ class Case:
     @property
     def core(self) -> bool:
         """Whether the case belongs to the default selection: every operator once, the base ones with everything."""
-        return self.operator.base or self.family == self.operator.smoothings[0]
+        own = self.family == self.operator.smoothings[0] and not self.operator.full
+        return self.operator.base or own
+
+    @property
+    def _family(self) -> Family:
+        return (FAMILIES | RELAXED)[self.family]
 
     def smoothing(self, eps: Any = None) -> Any:
-        return FAMILIES[self.family].make(self.operator.eps if eps is None else eps)
+        return self._family.make(self.operator.eps if eps is None else eps)
 
     def __call__(self, x: Tensor, eps: Any = None, dim: int = -1) -> Tensor:
         return self.operator.call(x, self.smoothing(eps), dim)
 
     def excused(self, law: str) -> str | None:
         """Why ``law`` does not apply, or None."""
-        own, families = self.operator.exempt, FAMILIES[self.family].exempt
+        own, families = self.operator.exempt, self._family.exempt
         return own.get(law) or own.get(f"{law}/{self.family}") or families.get(law) or families.get(law.split()[-1])
 
 

@@ -50,6 +50,38 @@ def reordered(x: Tensor, s: so.Smoothing, d: int) -> Tensor:
     return so.soft_permutation(x, d, smoothing=s).matmul(v).squeeze(-1).movedim(-1, d)
 
 
+def relaxed(family: str) -> list[Operator]:
+    """What takes a relaxation of a sort: SoftSort and NeuralSort see no order of the items, a network does."""
+    blind = family != "network"
+    values = Kind("invariant" if blind else None, 1.0, 1, symmetric_ties=False)
+    whole = {"centre": mean} if blind else {"total": item_sum}
+    rest = {"full": family != "softsort"}
+    statistic = {"exempt": {"row strength": "a reduction"}, **rest}
+
+    # fmt: off
+    lines = [
+        Operator("sort-relaxed", lambda x, s, d: so.sort(x, d, smoothing=s), values, (family,),
+                 hard=lambda x, d: x.sort(d).values, **whole),
+        Operator("sort-descending-relaxed", lambda x, s, d: so.sort(x, d, True, smoothing=s), values, (family,),
+                 hard=lambda x, d: x.sort(d, descending=True).values, **whole, **rest),
+        Operator("sort-where-relaxed", lambda x, s, d: so.sort(x, d, where=present(x, d), fill=0.0, smoothing=s),
+                 values, (family,), without=lambda x, s, d: so.sort(x, d, smoothing=s), exempt=ABSENT),
+        Operator("topk-relaxed", lambda x, s, d: so.topk(x, 2, d, smoothing=s), values, (family,),
+                 hard=lambda x, d: x.topk(2, d).values, **rest),
+        Operator("kthvalue-relaxed", lambda x, s, d: so.kthvalue(x, min(2, x.shape[d]), d, True, smoothing=s), values,
+                 (family,), hard=lambda x, d: x.kthvalue(2, d, True).values, **statistic),
+        Operator("median-relaxed", lambda x, s, d: so.median(x, d, True, smoothing=s), values, (family,),
+                 hard=lambda x, d: x.median(d, True).values, **statistic),
+        Operator("quantile-relaxed", lambda x, s, d: so.quantile(x, 0.3, d, True, smoothing=s), values, (family,),
+                 **statistic),
+        Operator("argsort-relaxed", placed, Kind(None, 0.0, 0, symmetric_ties=False), (family,),
+                 exempt={"bounded": "rows of a matrix", "half/neuralsort": "a difference of rounded cotangents"},
+                 **rest),
+    ]
+    # fmt: on
+    return lines
+
+
 # fmt: off
 MORE = [
     Operator("heaviside", lambda x, s, d: so.heaviside(x, smoothing=s), ITEMS, STEP, exempt=STAY,
@@ -90,5 +122,6 @@ MORE = [
              exempt={**LAW, "bounded": "rows of a matrix"}),
     Operator("soft_permutation", reordered, LAPLACE_VALUES, ("laplace",), eps=0.3, total=item_sum, centre=mean,
              exempt={**LAW, "bounded": "P depends on x too"}),
+    *(line for family in ("softsort", "neuralsort", "network") for line in relaxed(family)),
 ]
 # fmt: on

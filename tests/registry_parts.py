@@ -69,6 +69,13 @@ FAMILIES = {
     "entmax": Family(lambda eps: so.Tsallis(1.5, 1.0), FIXED),
 }
 
+# smoothings of sorts only
+RELAXED = {
+    "softsort": Family(so.SoftSort),
+    "neuralsort": Family(so.NeuralSort),
+    "network": Family(so.SortingNetwork),
+}
+
 SIMPLEX = (
     "entropy", "quadratic", "tsallis1.5", "tsallis1", "tsallis1.25", "tsallis2", "tsallis3", "number", "hard",
     "straight-entropy", "straight",
@@ -165,6 +172,7 @@ class Operator:
     without: Callable[[Tensor, Any, int], Tensor] | None = None  # the same operator without ``where``
     exempt: Mapping[str, str] = field(default_factory=dict)
     base: bool = False  # all its smoothings belong to the default selection
+    full: bool = False  # none of them does
 
     def __repr__(self) -> str:
         return self.name

@@ -61,6 +61,10 @@ SMOOTHINGS = {
     "Tsallis": so.Tsallis(1.5, 0.5),
     "BinaryEntropy": so.BinaryEntropy(0.5),
     "Laplace": so.Laplace(0.5),
+    "SoftSort": so.SoftSort(0.5),
+    "NeuralSort": so.NeuralSort(torch.tensor(0.5)),
+    "SortingNetwork": so.SortingNetwork(0.5, so.Logistic(), so.OddEven()),
+    "Perturbed": so.Perturbed(0.5, so.Gumbel(), 10),
 }
 
 
@@ -247,8 +251,14 @@ def test_smoothings_can_be_copied(name: str, duplicate: Any) -> None:
     assert type(twin) is type(smoothing)
     assert repr(twin) == repr(smoothing)
     x = torch.tensor([1.0, 0.3, -0.2, 0.8])
-    if name != "StraightThrough":
-        assert torch.equal(so.topk_mask(x, 2, smoothing=twin), so.topk_mask(x, 2, smoothing=smoothing))
+    operator = (
+        so.sort if name in ("SoftSort", "NeuralSort", "SortingNetwork") else lambda x, **k: so.topk_mask(x, 2, **k)
+    )
+    answers = []
+    for one in (smoothing, twin):
+        torch.manual_seed(0)
+        answers.append(operator(x, smoothing=one))
+    assert torch.equal(*answers)
 
 
 @pytest.mark.parametrize("name", SMOOTHINGS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -279,13 +278,13 @@ def test_against_softtorch(what: str) -> None:
 @each
 def test_is_a_smoothing(family: type[Relaxation]) -> None:
     relaxation = family(0.5)
-    problem = SimpleNamespace(hard=lambda: "hard", relaxed=lambda r: r)
+    problem = Problem(lambda: "hard", lambda reg: "soft", relaxed=lambda r: r)
     assert relaxation.solve(problem) is relaxation
     assert family(0).solve(problem) == family(0.0).solve(problem) == "hard"
     assert repr(relaxation) == f"{family.__name__}(eps=0.5)"
     for twin in (copy.deepcopy(relaxation), pickle.loads(pickle.dumps(relaxation))):
         assert repr(twin) == repr(relaxation)
-    with pytest.raises(ValueError, match="is a smoothing of sorts only"):
+    with pytest.raises(ValueError, match=f"{family.__name__} softens sorts only.*so.Quadratic"):
         relaxation.solve(Problem(lambda: torch.zeros(1), lambda reg: torch.zeros(1)))
 
 

@@ -14,7 +14,8 @@ from oracles import cotangent, normal
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from smoothops.sorting_network import Bitonic, Cauchy, Layer, Logistic, Network, OddEven, Optimal, Reciprocal, Sigmoid
+from smoothops.noises import Logistic
+from smoothops.sorting_network import Bitonic, Cauchy, Layer, Network, OddEven, Optimal, Reciprocal, Sigmoid
 from smoothops.sorting_network import SortingNetwork as Sorter
 
 SIZES = (0, 1, 2, 3, 5, 8, 13)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import doctest
 import math
@@ -485,8 +484,8 @@ def test_reproducible_and_nothing_is_modified() -> None:
 
 
 def test_solve_and_repr() -> None:
-    problem = Problem(lambda: torch.zeros(1), lambda reg: torch.ones(1))
-    problem.sampled = lambda smoothing: torch.full((1,), smoothing.samples)
+    hard, soft = lambda: torch.zeros(1), lambda reg: torch.ones(1)
+    problem = Problem(hard, soft, sampled=lambda smoothing: torch.full((1,), smoothing.samples))
     assert Perturbed(0).solve(problem) == 0
     assert Perturbed(0.1, samples=6).solve(problem) == 6
     assert Perturbed(torch.tensor(0.1), samples=6).solve(problem) == 6
@@ -494,6 +493,8 @@ def test_solve_and_repr() -> None:
         "Perturbed(eps=0.1, noise=Gumbel(), samples=6, antithetic=True, control_variate=True, generator=None)"
     )
     assert isinstance(Perturbed(0.1).noise, Normal)
+    with pytest.raises(ValueError, match=r"Perturbed averages hard answers.*so\.Quadratic"):
+        Perturbed(0.1).solve(Problem(hard, soft))
 
 
 @pytest.mark.parametrize(
@@ -527,7 +528,7 @@ def test_bad_oracles() -> None:
 
 
 def test_examples() -> None:
-    examples = {"torch": torch, "so": argparse.Namespace(**vars(noises), **{"Perturbed": Perturbed})}
+    examples = {"torch": torch, "so": so}
     found = [t for m in (noises, stochastic) for t in doctest.DocTestFinder().find(m, globs=examples) if t.examples]
     assert len(found) == 4
     assert not any(doctest.DocTestRunner().run(test).failed for test in found)

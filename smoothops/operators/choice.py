@@ -34,7 +34,8 @@ def argmax(
         dim: the dimension to choose along; None chooses over all entries.
         keepdim: accepted and moot: the weights have the shape of x.
         where: bool mask, broadcastable to x; absent items have weight 0.
-        smoothing: a number eps, in the unit of x, means Entropy(eps), softmax(x/eps). Also Quadratic, Tsallis, Hard.
+        smoothing: a number eps, in the unit of x, means Entropy(eps), softmax(x/eps). Also Quadratic, Tsallis,
+            Perturbed (the shares of the noisy argmax), Hard.
 
     Returns: weights shaped like x. -inf has weight 0, +inf all the weight; ties share equally (Hard: the first).
     Raises: ValueError for a smoothing not defined on the simplex, IndexError for an empty or missing dim.
@@ -70,7 +71,7 @@ def amax(
         dim: one dimension, a tuple, or () for all.
         keepdim: keep the reduced dimensions with size 1.
         where: bool mask, broadcastable to x; absent items do not count.
-        smoothing: a number eps, in the unit of x, means Entropy(eps): eps logsumexp(x/eps).
+        smoothing: a number eps, in the unit of x, means Entropy(eps): eps logsumexp(x/eps). Also as :func:`argmax`.
 
     Returns: values in x's unit, at least the hard maximum (Omega is 0 at the vertices). -inf for an all-absent row.
     Raises: ValueError for a smoothing not defined on the simplex, IndexError for an empty or missing dim.
@@ -103,7 +104,8 @@ def max(
     """Soft ``torch.max``: of all entries, along a dim, or of two tensors.
 
     max(x) is a scalar, ``amax(x)``. max(x, dim) is the named tuple (values, indices): ``amax`` and the ``argmax``
-    weights, shaped like x. max(x, other) is the elementwise soft maximum, over the simplex of the pair.
+    weights, shaped like x; with Perturbed each draws noise of its own. max(x, other) is the elementwise soft maximum,
+    over the simplex of the pair.
     For arguments, errors, complexity and source see :func:`amax`.
 
     Example:
@@ -163,8 +165,7 @@ def entmax(x: Tensor, alpha: float | Tensor = 1.5, dim: int = -1) -> Tensor:
 
 def _first_max(rows: Rows) -> Tensor:
     """The maximum as torch.max(x, dim) differentiates it: through the entry that comes first, amax through all ties."""
-    x = rows.x if rows.present is None else torch.where(rows.present, rows.x, -torch.inf)
-    return x.max(-1, keepdim=True).values
+    return rows.lowered().max(-1, keepdim=True).values
 
 
 def _choices(x: Tensor, dim: Dim, where: Tensor | None, largest: bool) -> Rows:
@@ -195,7 +196,7 @@ def topk_mask(
         largest: False for the k smallest.
         where: bool mask; with fewer than k items present each of them has weight 1.
         smoothing: a number eps, in the unit of x, means Quadratic(eps); None: Quadratic(Mixing(3.0)), eps from x.
-            Also Entropy, Tsallis, BinaryEntropy, Laplace, Hard.
+            Also Entropy, Tsallis, BinaryEntropy, Laplace; Perturbed and Hard, without gradient in k.
 
     Returns: weights shaped like x, summing to k along ``dim``. -inf has weight 0; ties share equally.
     Raises: ValueError for k out of range or a smoothing not defined on the capped simplex.

@@ -10,8 +10,11 @@ from .._regularizer import Mixing, Regularizer
 from ..lapsum import LapSum
 from ..polytopes.base import check_role
 from ..regularizers import Laplace
+from ..relaxations import Relaxation
 from ..smoothing import Problem, SmoothingLike, as_smoothing
 from ..soft_permutation import SoftPermutation
+from ..stochastic import Perturbed
+from ._placed import Placed
 from .order import ascending, check_count, descending_order, positions
 
 
@@ -39,7 +42,7 @@ def soft_permutation(
     """
     reg = as_smoothing(smoothing, Laplace, Mixing(3.0))
     if not isinstance(reg, Laplace):
-        raise ValueError(f"soft_permutation needs Laplace(eps), got {type(reg).__name__}; for Hard see argsort")
+        raise ValueError(f"soft_permutation needs Laplace(eps), got {type(reg).__name__}; for others see argsort")
     rows = Rows(x, single_dim(dim), where)
     order, present = descending_order(rows)
     scale = LapSum(rows.x.gather(-1, order), positions(rows, present), present).argmax_strength(rows, reg)
@@ -50,7 +53,7 @@ def argsort(
     x: Tensor, dim: int = -1, descending: bool = False, stable: bool = False, *, where: Tensor | None = None,
     smoothing: SmoothingLike = None,
 ) -> Tensor:  # fmt: skip
-    """Soft argsort: for each position a distribution over the items, a doubly stochastic matrix.
+    """Soft argsort: for each position a distribution over the items.
 
     Laplace: the dense form of :func:`soft_permutation`, whose arguments these are. Hard: the permutation matrix of
     ``torch.argsort(x, stable=True)``.
@@ -58,9 +61,11 @@ def argsort(
     Args:
         x: (..., n, ...).
         stable: accepted; Hard is always stable.
-        smoothing: a number eps, in the unit of x, means Laplace(eps); None: Laplace(Mixing(3.0)). Or Hard.
+        smoothing: a number eps, in the unit of x, means Laplace(eps); None: Laplace(Mixing(3.0)). Also SortingNetwork,
+            Perturbed (the mean permutation of x + eps Z), SoftSort, NeuralSort, Hard.
 
-    Returns: (..., n_position, n_item): the other dims of x, then position and item. Absent items have zero columns.
+    Returns: (..., n_position, n_item): the other dims of x, then position and item; doubly stochastic, except for
+    SoftSort and NeuralSort, whose columns do not sum to 1. Absent items have zero columns.
     Raises: ValueError for a smoothing without a matrix. Complexity: O(n^2) time and memory, that of the answer.
 
     Example:
@@ -71,20 +76,39 @@ def argsort(
     """
     rows = Rows(x, single_dim(dim), where)
 
+    def finished(matrix: Tensor) -> Tensor:
+        bad = rows.bad.unsqueeze(-1)
+        return torch.where(bad, matrix + rows.poison.sum(-1, keepdim=True).unsqueeze(-1), matrix).to(rows.dtype)
+
     def soft(reg: Regularizer) -> Tensor:
         check_role(reg, "cdf", "argsort")
         return soft_permutation(x, dim, descending, where=where, smoothing=reg).dense()
 
     def hard() -> Tensor:
-        order, present = descending_order(rows, stable_ascending=not descending)
-        if not descending:  # ascending, with the absent items still last
-            order = ascending(order, present)
-            present = None if present is None else ascending(present, present)
-        matrix = torch.zeros(*order.shape, rows.n, dtype=rows.wide, device=order.device)
-        one = torch.ones_like(order, dtype=rows.wide) if present is None else present.to(rows.wide)
-        return matrix.scatter(-1, order.unsqueeze(-1), one.unsqueeze(-1)).to(rows.dtype)
+        return finished(_permutation(rows, descending))
 
-    return as_smoothing(smoothing, Laplace, Mixing(3.0)).solve(Problem(hard, soft))
+    def relaxed(r: Relaxation) -> Tensor:
+        return finished(Placed(rows, descending).matrix(r))
+
+    def sampled(p: Perturbed) -> Tensor:
+        def flat(v: Tensor) -> Tensor:
+            return _permutation(rows.at(v), descending).flatten(-2)
+
+        matrix = p.average(rows.lowered(), flat, rows.parameter(p.eps, "eps"))
+        return finished(matrix.reshape(*matrix.shape[:-1], rows.n, rows.n))
+
+    return as_smoothing(smoothing, Laplace, Mixing(3.0)).solve(Problem(hard, soft, relaxed, sampled))
+
+
+def _permutation(rows: Rows, descending: bool) -> Tensor:
+    """The permutation matrix of the stable sort, in the wide dtype; absent items and the last positions are 0."""
+    order, present = descending_order(rows, stable_ascending=not descending)
+    if not descending:  # ascending, with the absent items still last
+        order = ascending(order, present)
+        present = None if present is None else ascending(present, present)
+    matrix = torch.zeros(*order.shape, rows.n, dtype=rows.wide, device=order.device)
+    one = torch.ones_like(order, dtype=rows.wide) if present is None else present.to(rows.wide)
+    return matrix.scatter(-1, order.unsqueeze(-1), one.unsqueeze(-1))
 
 
 def argtopk(

@@ -14,7 +14,10 @@ from ..polytopes import OrderPolytope, Permutahedron
 from ..polytopes.base import check_role
 from ..polytopes.permutahedron import Sorted
 from ..regularizers import Quadratic
+from ..relaxations import Relaxation
 from ..smoothing import Problem, SmoothingLike, as_smoothing
+from ..stochastic import Perturbed
+from ._placed import Placed
 
 Strength = Callable[[Regularizer], Tensor]
 Solver = type[Sorted] | type[LapSum]
@@ -43,7 +46,8 @@ def sort(
         where: bool mask; the present items come sorted, then ``fill`` in place of the absent ones.
         smoothing: a number eps, in the unit 1/x, means Quadratic(eps): equal to torch.sort iff all gaps are <= 1/eps.
             None: Quadratic(Mixing(3.0)), eps from the data. Entropy: log argmax over the permutahedron of e^x.
-            Laplace(eps), eps in the unit of x: the inverse of a sum of Laplace laws. Or Hard.
+            Laplace(eps), eps in the unit of x: the inverse of a sum of Laplace laws. SoftSort, NeuralSort and
+            SortingNetwork, eps in the unit of x. Perturbed: noise on rho, eps in positions. Or Hard.
 
     Returns: values, a tensor like torch.msort. Quadratic keeps the sum; infinities stay exact and carry no gradient.
     Raises: ValueError for a smoothing that does not sort. Complexity: O(n log n) time, O(n) memory.
@@ -87,6 +91,12 @@ class _Sorting:
         y = _solver(reg, "sort").fused(self.rows, False, self.descending, reg, again)
         return self.plain(reg) if y is None else y
 
+    def relaxed(self, r: Relaxation) -> Tensor:
+        return self.rows.poisoned(Placed(self.rows, self.descending).values(r))
+
+    def sampled(self, p: Perturbed) -> Tensor:
+        return self.rows.poisoned(Placed(self.rows, self.descending).mean_values(p))
+
     def strength(self, reg: Regularizer) -> Tensor:
         return _solver(reg, "sort")(*self._ordered).solve_strength(self.rows, reg)
 
@@ -95,7 +105,7 @@ def sorting(x: Tensor, dim: Dim, descending: bool, where: Tensor | None) -> tupl
     """The sort of x: answers (..., n), in x's dtype or a wider one."""
     rows = Rows(x, dim, where)
     problem = _Sorting(rows, descending)
-    return rows, Problem(problem.hard, problem.soft), problem.strength
+    return rows, Problem(problem.hard, problem.soft, problem.relaxed, problem.sampled), problem.strength
 
 
 def rank(
@@ -107,10 +117,10 @@ def rank(
     Args:
         x: (..., n, ...).
         descending: the largest has rank 1: ``rank(-x)``.
-        weights: positive, broadcastable to x; an integer weight counts as so many copies (Quadratic, Hard).
+        weights: positive, broadcastable to x; an integer weight counts as so many copies (Quadratic, Perturbed, Hard).
         where: bool mask; the ranks run over the present items, absent ones have rank 0.
         smoothing: a number eps, in the unit of x, means Quadratic(eps): equal to hard ranks iff all gaps are >= eps.
-            None: Quadratic(Mixing(3.0)), eps from the data. Also Entropy, Laplace, Hard (ties averaged).
+            None: Quadratic(Mixing(3.0)), eps from the data. Also Entropy, Laplace, Perturbed, Hard (ties averaged).
 
     Returns: ranks in [1, n], the smallest 1 unless descending; they sum to n (n + 1)/2. Infinities are extremes.
     Raises: ValueError for a smoothing that does not rank, or weights <= 0. Complexity: O(n log n) time, O(n) memory.
@@ -139,7 +149,7 @@ class _Ranking:
         """(theta, rho, present, weights), theta and rho not increasing."""
         order, present = self._order
         theta = self.rows.x.gather(-1, order)
-        w = None if self.weights is None else self.rows.like(self.weights, "weights").gather(-1, order)
+        w = None if self.weights is None else self.rows.like(self.weights, "weights").expand_as(order).gather(-1, order)
         return -theta if self.descending else theta, positions(self.rows, present, w), present, w
 
     def _back(self, y: Tensor) -> Tensor:
@@ -148,6 +158,12 @@ class _Ranking:
     def hard(self) -> Tensor:
         return self._back(Sorted(*self._ordered).ties(self._ordered[1]).detach())
 
+    def sampled(self, p: Perturbed) -> Tensor:
+        def ranks(v: Tensor) -> Tensor:
+            return _Ranking(self.rows.at(v), self.descending, self.weights).hard()
+
+        return self.rows.poisoned(p.average(self.rows.lowered(), ranks, self.rows.parameter(p.eps, "eps")))
+
     def plain(self, reg: Regularizer) -> Tensor:
         return self._back(_solver(reg, "rank")(*self._ordered).argmax(self.rows, reg))
 
@@ -155,7 +171,7 @@ class _Ranking:
         solver = _solver(reg, "rank")
         if self.weights is not None:
             if not isinstance(reg, Quadratic):
-                raise ValueError(f"weights in rank need Quadratic or Hard, got {type(reg).__name__}")
+                raise ValueError(f"weights in rank need Quadratic, Perturbed or Hard, got {type(reg).__name__}")
             return self.plain(reg)
         again = lambda x, r: _Ranking(Rows(x), self.descending, None).plain(r)  # noqa: E731
         y = solver.fused(self.rows, True, self.descending, reg, again)
@@ -173,7 +189,7 @@ def _ranking(
     if weights is not None:
         check_positive(weights, "weights", zero=False)
     problem = _Ranking(rows, descending, weights)
-    return rows, Problem(problem.hard, problem.soft), problem.strength
+    return rows, Problem(problem.hard, problem.soft, None, problem.sampled), problem.strength
 
 
 def topk(
@@ -188,7 +204,7 @@ def topk(
         largest: False for the k smallest, smallest first.
         sorted: accepted; the values are always sorted.
         where, fill: bool mask, and the value in place of missing items where a row has fewer (or asks for fewer).
-        smoothing: as in :func:`sort`; eps has the unit 1/x.
+        smoothing: as in :func:`sort`; a number has the unit 1/x.
 
     Returns: values (..., k, ...), the largest k of all rows. For weights over the items see :func:`topk_mask`.
     Raises: ValueError for k out of range. Complexity: O(n log n) time, O(n) memory.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -71,7 +74,7 @@ def kthvalue(
         x: (..., n, ...).
         k: an int in [1, n].
         where: bool mask; NaN where fewer than k items are present.
-        smoothing: as in :func:`sort`; eps has the unit 1/x.
+        smoothing: as in :func:`sort`; a number has the unit 1/x.
 
     Returns: values only, one a row; positions come from ``rank``. Raises: ValueError for k out of range.
     Complexity: O(n log n) time, O(n) memory.
@@ -118,7 +121,7 @@ def quantile(
         interpolation: torch's: "linear", "lower", "higher", "midpoint" or "nearest".
         where: bool mask; the quantile is that of the present items, NaN where there is none.
         weights: >= 1, broadcastable to x, with gradient: how often each item counts; they follow the hard order.
-        smoothing: as in :func:`sort`; eps has the unit 1/x.
+        smoothing: as in :func:`sort`; a number has the unit 1/x.
 
     Raises: ValueError for q outside [0, 1] or another interpolation. Complexity: O(n log n) time, O(n) memory.
 
@@ -166,7 +169,11 @@ def quantile(
         value = torch.lerp(torch.where(same, 0, below), torch.where(same, 0, above), place - place.detach().floor())
         return torch.where(same, below, value).to(y)
 
+    def of(part: Callable[[Any], Tensor] | None) -> Callable[[Any], Tensor]:
+        assert part is not None  # a sort has every part
+        return lambda s: interpolated(part(s))
+
     bound = as_smoothing(smoothing, Quadratic, Mixing(3.0))
-    value = bound.solve(Problem(hard, lambda reg: interpolated(problem.soft(reg))))
+    value = bound.solve(Problem(hard, of(problem.soft), of(problem.relaxed), of(problem.sampled)))
     answers = [rows.reduced(value[..., i : i + 1], keepdim) for i in range(value.shape[-1])]
     return torch.stack(answers) if levels.ndim else answers[0]

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._axes import Rows
 from .._regularizer import FAMILIES, Mixing, Regularizer
 from ..regularizers import Quadratic
-from ..smoothing import Problem, SmoothingLike, as_smoothing
+from ..smoothing import Hard, Problem, SmoothingLike, StraightThrough, as_smoothing
 
 
 class Polytope(ABC):
@@ -26,6 +26,7 @@ class Polytope(ABC):
     default: ClassVar[type[Regularizer]] = Quadratic  # the regularizer that a bare number means
     default_eps: ClassVar[Any] = Mixing(3.0)
     coupled: ClassVar[bool] = True  # the items of a row depend on each other
+    bounded: ClassVar[bool] = True  # every linear function has a maximum
 
     # --- what a subclass supplies, on rows (..., n) -------------------------------------------------------------------
 
@@ -90,6 +91,10 @@ class Polytope(ABC):
         """eps Omega(y) for y in C, shape (...), shifted to be 0 at the vertices of C. Hard has penalty 0."""
         reg = as_smoothing(smoothing, self.default, self.default_eps)
         rows = Rows(y)
+        if not isinstance(reg, (Regularizer, Hard, StraightThrough)):
+            raise ValueError(
+                f"the Omega of {type(reg).__name__} is not known; penalty needs one of {', '.join(FAMILIES)}"
+            )
         if not isinstance(reg, Regularizer):
             return torch.zeros(rows.batch, dtype=rows.dtype, device=rows.device)
         if isinstance(reg.eps, Mixing):
@@ -107,16 +112,37 @@ class Polytope(ABC):
             y = self._fused(rows, self.check(reg))
             return rows.poisoned(self._soft(rows, reg)) if y is None else y
 
+        def sampled(p: Any) -> Tensor:
+            return rows.poisoned(self._mean(p.average, rows, p))
+
         bound = as_smoothing(smoothing, self.default, self.default_eps)
-        return bound.solve(Problem(lambda: rows.poisoned(self._hard(rows)), soft))
+        hard = lambda: rows.poisoned(self._hard(rows))  # noqa: E731
+        return bound.solve(Problem(hard, soft, None, sampled if self.bounded else None))
 
     def value_problem(
         self, rows: Rows, smoothing: SmoothingLike, hard: Callable[[Rows], Tensor] | None = None
     ) -> Tensor:
+        def known() -> Tensor:
+            return (hard or self._hard_max)(rows)
+
+        def soft(reg: Regularizer) -> Tensor:
+            return self._soft_max(rows, self.check(reg))
+
+        def sampled(p: Any) -> Tensor:
+            value, exact = self._mean(p.maximum, rows, p).sum(-1, keepdim=True), known()
+            return torch.where(exact.isinf(), exact, value)  # +inf, or -inf where no item may be chosen
+
         bound = as_smoothing(smoothing, self.default, self.default_eps)
-        return bound.solve(
-            Problem(lambda: (hard or self._hard_max)(rows), lambda reg: self._soft_max(rows, self.check(reg)))
-        )
+        return bound.solve(Problem(known, soft, None, sampled if self.bounded else None))
+
+    def _mean(self, estimate: Callable[..., Tensor], rows: Rows, p: Any) -> Tensor:
+        """``estimate``, the average or the maximum of a Perturbed, from the hard answers of the rows under noise."""
+        theta, eps = rows.lowered(), rows.parameter(p.eps, "eps")
+        if self.coupled:
+            return estimate(theta, lambda v: self._hard(rows.at(v)), eps)
+        # each item by itself: the noise of the others would only add variance to its gradient
+        each = lambda v: self._hard(rows.at(v.squeeze(-1))).unsqueeze(-1)  # noqa: E731
+        return estimate(theta.unsqueeze(-1), each, eps.unsqueeze(-1)).squeeze(-1)
 
     def check(self, reg: Regularizer) -> Regularizer:
         """``reg``, or a ValueError that lists what softens this set."""

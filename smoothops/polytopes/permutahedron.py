@@ -130,7 +130,7 @@ class Permutahedron(Polytope):
 
     def _hard(self, rows: Rows) -> Tensor:
         order = rows.x.detach().argsort(dim=-1, descending=True, stable=True)
-        return torch.zeros_like(rows.x).scatter(-1, order, self._values(rows))
+        return torch.zeros_like(rows.x).scatter(-1, order, self._values(rows).expand_as(order))
 
     def _soft(self, rows: Rows, reg: Regularizer) -> Tensor:
         ordered, order = self._sorted(rows)
@@ -182,6 +182,7 @@ class OrderPolytope(Polytope):
 
     role = "order"
     default_eps = 1.0
+    bounded = False
 
     def project(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
         """argmin over the cone of sum weights (y - x)^2 for rows x (..., n)."""
