@@ -48,8 +48,7 @@ class Perturbed(Smoothing):
         generator: source of the noise, of x's device; ``None`` is torch's own. Copies go on from the same state.
             ``torch.func.vmap`` needs ``randomness="different"``; torch.compile traces no generator but torch's own.
 
-    Complexity: S hard answers, in memory too. Source: Berthet et al. 2020;
-    Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!".
+    Complexity: S hard answers, in memory too. Source: Berthet et al. 2020; Kool et al. 2019 (control variate).
 
     Example:
         >>> so.rank(torch.tensor([2.0, 9.0, 2.0]), smoothing=so.Perturbed(0.5))[1]

@@ -178,20 +178,22 @@ def newton(code, u, count, n, k, tau, shape, cap, several, log_residual, y, d): 
         else:
             high = tau
         change = math.nan
-        if slope > 0:
+        if slope > 1e-12 * abs(residual):  # from less of a slope the step would only lose the way
             change = residual / slope
             if log_residual and many:
                 rest = n - total
                 change = (rest / slope) * math.log((n - k) / rest) if rest > 0 else math.nan
             elif log_residual:
                 change = (total / slope) * math.log(total / k) if total > 0 else math.nan
-        # a step that rounding cannot tell from none; or so small that Newton's next one would be
-        if abs(change) <= max(4e-16 * abs(tau), least):
+        # a step so small that Newton's next would be none, or that rounding cannot tell from none: near the solution
+        # (where entries differ in size by many digits, a step far from it can be lost in the rounding of tau)
+        if abs(change) <= least or (abs(change) <= 4e-16 * abs(tau) and abs(residual) <= 1e-9 * k):
             tau += change
             break
+        if abs(change) <= 4e-16 * abs(tau):
+            change = math.nan
         proposal = tau + change
         if not (low < proposal < high) or not abs(proposal) < math.inf:
-            change = math.nan
             if low == -math.inf or high == math.inf:
                 centre = _phi_inverse(code, k / n, shape)  # the mean of phi at tau
                 smallest, largest = math.inf, -math.inf

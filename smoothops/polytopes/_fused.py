@@ -136,11 +136,16 @@ def order(
 
 
 def choice(
-    rows: Rows, reg: Regularizer, k: Any, several: bool, plain: Callable[[Rows, Regularizer, Any], Tensor]
+    rows: Rows,
+    reg: Regularizer,
+    k: Any,
+    several: bool,
+    plain: Callable[[Rows, Regularizer, Any], Tensor],
+    strength: Callable[[], Tensor],
 ) -> Tensor | None:
-    """Weights of k items of each row, or None where the compiled kernels do not apply. The strength is known."""
+    """Weights of k items of each row, or None where the compiled kernels do not apply; ``strength`` finds eps."""
     family = type(reg)
-    if isinstance(reg.eps, Mixing) or not _applies(rows, reg.eps, k, reg.shape):
+    if not _applies(rows, reg.eps, k, reg.shape):
         return None
     module = kernels.compiled_choice(family)
     if module is None:
@@ -148,7 +153,8 @@ def choice(
     x = _narrow(rows)
     if rows.present is not None:
         x = x.masked_fill(~rows.present, -torch.inf)
-    eps, k, shape = (_parameter(rows, v, name) for v, name in ((reg.eps, "eps"), (k, "k"), (reg.shape, "alpha")))
+    k, shape = (_parameter(rows, v, name) for v, name in ((k, "k"), (reg.shape, "alpha")))
+    eps = float(reg.eps) if isinstance(reg.eps, (int, float)) else strength()
     wide = shape if isinstance(shape, Tensor) else torch.tensor(shape, dtype=torch.float64)
     cap = family.cap(wide) if several and not family.bounded else torch.inf
     job = partial(module.ChoiceJob, family.__name__, several, family.log_residual)

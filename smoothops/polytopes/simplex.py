@@ -98,9 +98,7 @@ class CappedSimplex(Polytope):
         self._k(rows)  # checks it
         if reg.closed_form and not self.clip:
             return softmax(rows, reg, plain)
-        if isinstance(reg.eps, Mixing):
-            reg = reg.at(self.strength(rows, reg), reg.shape)
-        return choice(rows, reg, self.k, self.clip, plain)
+        return choice(rows, reg, self.k, self.clip, plain, lambda: self.strength(rows, reg))
 
     def _soft_max(self, rows: Rows, reg: Regularizer) -> Tensor:
         return self._threshold(rows, reg).max()
