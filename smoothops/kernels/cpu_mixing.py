@@ -17,7 +17,7 @@ from .threads import over_rows
 
 @jit
 def _measure(code, v, n, eps, k, shape, cap, several, log_residual, u, d, part, part_slope):  # type: ignore[no-untyped-def]
-    """1 / sum p^2, p = d/S, for the first n entries of v: the number of inputs that move the threshold."""
+    """1 / sum p^2, p = d/S, for the first n entries of v: the number of inputs that move the threshold, 1 for none."""
     if k <= 0 or k >= n:
         return 0.0
     if several:
@@ -37,7 +37,7 @@ def _measure(code, v, n, eps, k, shape, cap, several, log_residual, u, d, part, 
     for i in range(n):
         total += d[i] / largest
         squares += (d[i] / largest) ** 2
-    return total * total / max(squares, 1e-300)
+    return max(total * total / max(squares, 1e-300), 1.0)
 
 
 @jit

@@ -127,6 +127,7 @@ def mixing_threshold(
         d = Threshold(reg, window, eps, shape, k - skipped, inside, clip).slopes()
         d = d / d.amax(-1, keepdim=True).clamp(min=1e-300)
         mix = d.sum(-1, keepdim=True).square() / d.square().sum(-1, keepdim=True).clamp(min=1e-300)
+        mix = mix.clamp(min=1)  # none, or one that is just about to move
         return mix, mix if linear else mix * 1e3  # a smooth mixing settles within a thousandth of an input
 
     # a first scale: the gap around the threshold, else the range, else 1
