@@ -168,7 +168,7 @@ def test_one_outlier_reaches_the_sequential_fallback(monkeypatch: pytest.MonkeyP
     original = plain._pool_sequentially
 
     def counted(state: plain.State, rule: int) -> plain.State:
-        left.append(len(state[0]))
+        left.append(state[0].shape[1])
         return original(state, rule)
 
     monkeypatch.setattr(plain, "_pool_sequentially", counted)

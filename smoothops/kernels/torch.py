@@ -23,45 +23,63 @@ GROUPS = 16  # group numbers lie in 0..15
 CHECK_EVERY = 4  # rounds between two looks at whether anything is left (a host synchronization on a GPU)
 
 
-State = tuple[Tensor, ...]  # per block: a, sa, b, sb, m, eps, group, index of the first item
+State = tuple[Tensor, Tensor]  # (a, b, sa, sb, m, eps) and (group, index of the first item), one column a block
 
 
 def _violates(state: State, rule: int) -> Tensor:
     """Whether each block must be pooled with the next one: its answer would be the smaller of the two."""
-    a, sa, b, sb, m, eps, group, _ = state
+    (ab, sums, m, eps), group = (state[0][0:2], state[0][2:4], state[0][4], state[0][5, :-1]), state[1][0]
     head, tail = slice(None, -1), slice(1, None)
-    da, db = a[head] - a[tail], b[head] - b[tail]
+    gap = ab[:, head] - ab[:, tail]
     if rule == MEAN:
-        lhs = da + (sa[head] / m[head] - sa[tail] / m[tail])
-        rhs = eps[head] * (db + (sb[head] / m[head] - sb[tail] / m[tail]))
+        mean = sums / m
+        lhs, rhs = gap + (mean[:, head] - mean[:, tail])
+        rhs = eps * rhs
     else:
-        lhs = da / eps[head] + (sa[head] / sa[tail]).log()
-        rhs = db + (sb[head] / sb[tail]).log()
+        lhs, rhs = (sums[:, head] / sums[:, tail]).log()
+        lhs, rhs = gap[0] / eps + lhs, gap[1] + rhs
     return (lhs < rhs) & (group[head] == group[tail]) & (group[head] >= 0)
 
 
-def _merge(state: State, violates: Tensor, rule: int) -> tuple[State, Tensor]:
+def _violates_alone(theta: Tensor, w: Tensor, eps: Tensor, group: Tensor, rule: int) -> Tensor:
+    """:func:`_violates` where each item is a block, without most of the work; the end of a row violates nothing."""
+    lhs, rhs = theta[:, :-1] - theta[:, 1:], w[:, :-1] - w[:, 1:]
+    lhs, rhs = (lhs, eps * rhs) if rule == MEAN else (lhs / eps, rhs)
+    found = torch.zeros(theta.shape, dtype=torch.bool, device=theta.device)
+    found[:, :-1] = (lhs < rhs) & (group[:, :-1] == group[:, 1:]) & (group[:, :-1] >= 0)
+    return found.view(-1)[:-1]
+
+
+def _merge(state: State, violates: Tensor, rule: int, compact: bool) -> tuple[State, Tensor]:
     """Pools every maximal run of violating neighbours at once, and tells which blocks are left.
 
-    Arrays keep their length, so that nothing need be known on the host; the dead blocks at their end get group -1.
+    Unless ``compact``, arrays keep their length, so that nothing need be known on the host; the dead blocks at their
+    end get group -1.
     """
-    a, sa, b, sb, m, eps, group, first = state
+    numbers, places = state
     opens = torch.cat([torch.ones_like(violates[:1]), ~violates])
-    run = opens.cumsum(0) - 1
-    index = torch.arange(len(run), device=run.device)
-    lead = torch.full_like(run, len(run)).scatter_reduce_(0, run, index, "amin")
-    live = lead < len(run)
-    lead = torch.where(live, lead, 0)
-    a_run, b_run, eps_run = a[lead], b[lead], eps[lead]
-    da, db = a - a_run[run], b - b_run[run]
-    if rule == MEAN:
-        sa, sb = sa + m * da, sb + m * db
+    run = opens.cumsum(0).sub_(1)
+    if compact:
+        lead = opens.nonzero().squeeze(1)
+        live = torch.ones_like(lead, dtype=torch.bool)
     else:
-        sa, sb = sa * (da / eps).exp(), sb * db.exp()
-    zero = torch.zeros_like(sa)
-    sa, sb, m = (torch.where(live, zero.index_add(0, run, v), 1) for v in (sa, sb, m))
-    group = torch.where(live, group[lead], -1)
-    return (a_run, sa, b_run, sb, m, eps_run, group, first[lead]), live
+        index = torch.arange(len(run), device=run.device)
+        lead = torch.full_like(run, len(run)).scatter_reduce_(0, run, index, "amin")
+        live = lead < len(run)
+        lead = torch.where(live, lead, 0)
+    merged, places = numbers.index_select(1, lead), places.index_select(1, lead)
+    gap = numbers[:2] - merged[:2].gather(1, run.expand(2, -1))  # an index_select of two rows is slower
+    if rule == MEAN:
+        relative = torch.cat([numbers[2:4] + numbers[4] * gap, numbers[4:5]])
+    else:
+        gap[0] /= numbers[5]
+        relative = torch.cat([numbers[2:4] * gap.exp(), numbers[4:5]])
+    merged[2:5] = 0
+    merged[2:5].index_add_(1, run, relative)
+    if not compact:
+        merged[2:5] = torch.where(live, merged[2:5], 1)
+        places[0] = torch.where(live, places[0], -1)
+    return (merged, places), live
 
 
 def pool(theta: Tensor, w: Tensor, weights: Tensor, group: Tensor, eps: Tensor, rule: int) -> Tensor:
@@ -72,38 +90,31 @@ def pool(theta: Tensor, w: Tensor, weights: Tensor, group: Tensor, eps: Tensor, 
     rows, n = theta.shape
     if n == 0 or rows == 0:
         return torch.zeros(rows, n, dtype=torch.long, device=theta.device)
-    row = torch.arange(rows, device=theta.device).unsqueeze(1)
-    one = torch.ones_like(theta)
-    given = (
-        theta,
-        torch.zeros_like(theta) if rule == MEAN else one,
-        w,
-        torch.zeros_like(theta) if rule == MEAN else one,
-        weights,
-        eps.expand(rows, n),
-        group.long() + GROUPS * row,
-        torch.arange(rows * n, device=theta.device).view(rows, n),
-    )
-    state: State = tuple(v.reshape(-1) for v in given)
+    index = torch.arange(rows * n, device=theta.device).view(rows, n)
+    start = torch.zeros_like(theta) if rule == MEAN else torch.ones_like(theta)
+    apart = group.long() + GROUPS * (index // n)
+    given = (theta, w, start, start, weights, eps.expand(rows, n))
+    state = torch.stack([v.reshape(-1) for v in given]), torch.stack([apart.view(-1), index.view(-1)])
+    on_host = theta.device.type == "cpu"
     for step in range(1, ROUNDS + 1):
-        violates = _violates(state, rule)
-        if step % CHECK_EVERY == 1 and not bool(violates.any()):
+        violates = _violates(state, rule) if step > 1 else _violates_alone(theta, w, eps, group, rule)
+        if (on_host or step % CHECK_EVERY == 1) and not bool(violates.any()):
             break
-        state, live = _merge(state, violates, rule)
-        if step % CHECK_EVERY == 0:
+        state, live = _merge(state, violates, rule, on_host)
+        if not on_host and step % CHECK_EVERY == 0:
             blocks = int(live.sum())
-            state = tuple(v[:blocks] for v in state)
+            state = state[0][:, :blocks], state[1][:, :blocks]
     else:
         state = _pool_sequentially(state, rule)
-    first, group = state[7], state[6]
+    group, first = state[1]
     opens = torch.zeros(rows * n, dtype=torch.long, device=theta.device)
     opens.scatter_(0, first, torch.where(group >= 0, first, 0))
-    return (opens.cummax(0).values.view(rows, n) - n * row).contiguous()
+    return (opens.cummax(0).values.view(rows, n) - index[:, :1]).contiguous()
 
 
 def _pool_sequentially(state: State, rule: int) -> State:
     """The same pooling of the remaining blocks one after the other, on the host."""
-    a, sa, b, sb, m, eps, group = (v.tolist() for v in state[:7])
+    a, b, sa, sb, m, eps, group = (v.tolist() for v in (*state[0], state[1][0]))
     top: list[int] = []  # indices of open blocks; a block's sums live at its first index
 
     def violates(i: int, j: int) -> bool:
@@ -126,9 +137,8 @@ def _pool_sequentially(state: State, rule: int) -> State:
             else:
                 sa[i] += sa[last] * math.exp((a[last] - a[i]) / eps[i])
                 sb[i] += sb[last] * math.exp(b[last] - b[i])
-    device = state[0].device
-    lead = torch.tensor(top, device=device)
-    return tuple(v[lead] for v in state)
+    lead = torch.tensor(top, device=state[0].device)
+    return state[0][:, lead], state[1][:, lead]
 
 
 def order_statistics(x: Tensor, m: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:

@@ -191,20 +191,21 @@ class Blocks:
     def __init__(
         self, theta: Tensor, w: Tensor, eps: Tensor, rule: int, group: Tensor, weights: Tensor | None = None
     ) -> None:
-        self.weights = torch.ones_like(theta) if weights is None else weights
-        given = [t.detach() for t in (theta, w, self.weights, group, eps)]
+        self.weights = weights
+        ones = torch.ones_like(theta) if weights is None else weights
+        given = [t.detach() for t in (theta, w, ones, group, eps)]
         self.start, self.rule = _pool(*given, rule), rule
-        self.mass = self.sum(self.weights)
+        self.mass = self.sum(ones)
 
     @classmethod
     def given(cls, opens: Tensor, weights: Tensor | None = None) -> Blocks:
         """Blocks that begin where the bool tensor ``opens`` (..., n) is True."""
         blocks = cls.__new__(cls)
         index = torch.arange(opens.shape[-1], device=opens.device)
-        blocks.weights = torch.ones(opens.shape, dtype=wide_dtype(opens.device), device=opens.device)
-        blocks.weights = blocks.weights if weights is None else weights
+        ones = torch.ones(opens.shape, dtype=wide_dtype(opens.device), device=opens.device)
+        blocks.weights = weights
         blocks.start, blocks.rule = torch.where(opens, index, 0).cummax(-1).values, MEAN
-        blocks.mass = blocks.sum(blocks.weights)
+        blocks.mass = blocks.sum(ones if weights is None else weights)
         return blocks
 
     def sum(self, v: Tensor) -> Tensor:
@@ -220,7 +221,7 @@ class Blocks:
         """(v - mean, mean) over each block, weighted; exact for a constant block."""
         shift = self._first(v)
         v = v - shift
-        mean = self.sum(self.weights * v) / self.mass
+        mean = self.sum(v if self.weights is None else self.weights * v) / self.mass
         return v - mean, shift + mean
 
     def normalize(self, v: Tensor, eps: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -236,7 +237,7 @@ class Blocks:
             return self.normalize(w, 1.0)[1] + self.normalize(theta, eps)[0]
         y = self.centre(theta)[0] / eps + self.centre(w)[1]
         # rounding may leave the range of w; the clip is kept out of the gradient, which it would zero
-        count = self.sum(torch.ones_like(self.mass)).long()
+        count = (self.mass if self.weights is None else self.sum(torch.ones_like(self.mass))).long()
         low = w.detach().expand(count.shape).gather(-1, self.start + count - 1)
         return y + (y.detach().clamp(low, self._first(w)) - y.detach())
 

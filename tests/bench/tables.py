@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from bench.contest import Contestant, Run, Table, optional
 from torch import Tensor
 
 import smoothops as so
+from tests.bench.contest import Contestant, Run, Table, optional
 
 torchsort, entmax, softtorch = (optional(name) for name in ("torchsort", "entmax", "softtorch"))
 ROWS = [(128, 100), (1000, 100), (128, 1000), (1024, 1024), (1, 100_000), (1, 1_000_000)]
