@@ -53,7 +53,8 @@ def test_first_order_transforms(case: Case) -> None:
     j = jacobian(case, x)
     along_v = (j * v).sum((-2, -1))
     y, tangent = torch.func.jvp(case, (x,), (v,))
-    torch.testing.assert_close(y, case(x), rtol=1e-14, atol=4e-16)  # the eager pass is compiled: law 11's 4 ulp
+    # the eager pass is compiled; where all but two items are near 0 or 1, tau may move within the rounding of the sum
+    torch.testing.assert_close(y, case(x), rtol=1e-14, atol=1e-15)
     torch.testing.assert_close(tangent, along_v, **EXACT)
     torch.testing.assert_close(torch.func.jacrev(case)(x), j, **EXACT)
     torch.testing.assert_close(torch.func.jacfwd(case)(x), j, **EXACT)

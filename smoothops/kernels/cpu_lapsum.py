@@ -101,19 +101,19 @@ def _forward(x, keys, eps, sign, ranks, descending, y, exact, perm, work, place)
 
 
 @jit
-def _rank_row(s, a, given, decay, work, out):  # type: ignore[no-untyped-def]
+def _rank_row(a, given, decay, out):  # type: ignore[no-untyped-def]
     """out_m = sum_i e^(-|s_m - s_i|/a) (g_m - g_i) / 2a, by one sweep from each side."""
-    n = s.shape[0]
+    n = given.shape[0]
     count, total = 0.0, 0.0
     for m in range(n):
         if m > 0:
             count, total = decay[m - 1] * (count + 1), decay[m - 1] * (total + given[m - 1])
-        work[m] = count * given[m] - total
+        out[m] = count * given[m] - total
     count, total = 0.0, 0.0
     for m in range(n - 1, -1, -1):
         if m < n - 1:
             count, total = decay[m] * (count + 1), decay[m] * (total + given[m + 1])
-        out[m] = (work[m] + (count * given[m] - total)) / (2 * a)
+        out[m] = (out[m] + (count * given[m] - total)) / (2 * a)
 
 
 @jit(fastmath={"contract"})
@@ -125,8 +125,8 @@ def _shares(a, n, low, high, y, place, down, up):  # type: ignore[no-untyped-def
 
 
 @jit
-def _sort_row(s, a, y, given, decay, out, work, place):  # type: ignore[no-untyped-def]
-    """out_i = sum_m given_m softmax_i(-|y_m - s_i|/a): y_m hands its part to both sides, and the items pass it on."""
+def _sort_row(s, a, y, given, decay, work, place):  # type: ignore[no-untyped-def]
+    """s_i becomes sum_m given_m softmax_i(-|y_m - s_i|/a): y_m hands its part to both sides, the items pass it on."""
     n = s.shape[0]
     right, left, down, up = work[2], work[3], work[4], work[5]
     _sums(decay, n, right, left)
@@ -140,6 +140,7 @@ def _sort_row(s, a, y, given, decay, out, work, place):  # type: ignore[no-untyp
     for m in range(n):
         p = place[m]
         given[m] /= down[m] * left[max(p - 1, 0)] + up[m] * right[min(p, n - 1)]
+    out = s  # no longer needed
     out[:] = 0.0
     right[:] = 0.0
     for m in range(n):
@@ -159,9 +160,8 @@ def _sort_row(s, a, y, given, decay, out, work, place):  # type: ignore[no-untyp
 @jit
 def _backward(x, g, eps, sign, ranks, descending, exact, perm, out):  # type: ignore[no-untyped-def]
     n = x.shape[1]
-    work, place = np.empty((3 if ranks else 6, n)), np.empty(0 if ranks else n, np.int32)
-    s, decay = work[0], work[1]
-    given, answer = np.empty(n), np.empty(n)
+    work, place = np.empty((3 if ranks else 7, n)), np.empty(0 if ranks else n, np.int32)
+    s, decay, given = work[0], work[1], work[-1]
     for r in range(x.shape[0]):
         _load(x[r], perm[r], sign, s)
         _decays(s, eps[r], decay)
@@ -169,13 +169,13 @@ def _backward(x, g, eps, sign, ranks, descending, exact, perm, out):  # type: ig
             base = np.float64(g[r, perm[r, 0]])
             for j in range(n):
                 given[j] = g[r, perm[r, j]] - base
-            _rank_row(s, eps[r], given, decay, work[2], answer)
+            _rank_row(eps[r], given, decay, s)
         else:
             for j in range(n):
                 given[j] = g[r, n - 1 - j if descending else j]
-            _sort_row(s, eps[r], exact[r], given, decay, answer, work, place)
+            _sort_row(s, eps[r], exact[r], given, decay, work, place)
         for j in range(n):
-            out[r, perm[r, j]] = sign * answer[j]
+            out[r, perm[r, j]] = sign * s[j]
 
 
 class OrderJob:

@@ -260,7 +260,7 @@ class OrderJob:
         rho = log_rho = means  # not used
         if not self.mean_rule:
             rho = np.arange(n, 0, -1, dtype=np.float64)
-            log_rho = np.log(rho)
+            rho = log_rho = np.log(rho, out=rho) if self.ranks else rho
         for at in range(begin, end, step):
             rows = slice(at, min(at + step, end))
             some = keys[: rows.stop - at]

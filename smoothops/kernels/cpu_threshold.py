@@ -186,8 +186,8 @@ def newton(code, u, count, n, k, tau, shape, cap, several, log_residual, y, d): 
             elif log_residual:
                 change = (total / slope) * math.log(total / k) if total > 0 else math.nan
         # a step so small that Newton's next would be none, or that rounding cannot tell from none: near the solution
-        # (where entries differ in size by many digits, a step far from it can be lost in the rounding of tau)
-        if abs(change) <= least or (abs(change) <= 4e-16 * abs(tau) and abs(residual) <= 1e-9 * k):
+        # (a step far from it can be as small, where few items have a slope or tau has lost its digits)
+        if abs(residual) <= 1e-7 * k and abs(change) <= max(4e-16 * abs(tau), least):
             tau += change
             break
         if abs(change) <= 4e-16 * abs(tau):
