@@ -130,7 +130,7 @@ class CG(Iterative):
 
     Example:
         >>> A = torch.tensor([[4.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
-        >>> linear_solve(A, A @ torch.ones(2, dtype=torch.float64), method=CG())
+        >>> implicit.linear_solve(A, A @ torch.ones(2, dtype=torch.float64), method=implicit.CG())
         tensor([1., 1.], dtype=torch.float64)
     """
 
@@ -173,7 +173,7 @@ class NormalCG(Iterative):
 
     Example:
         >>> A = torch.tensor([[0.0, 2.0], [1.0, 0.0]], dtype=torch.float64)
-        >>> linear_solve(A, torch.ones(2, dtype=torch.float64), method=NormalCG())
+        >>> implicit.linear_solve(A, torch.ones(2, dtype=torch.float64), method=implicit.NormalCG())
         tensor([1.0000, 0.5000], dtype=torch.float64)
     """
 
@@ -204,7 +204,7 @@ class BiCGStab(Iterative):
 
     Example:
         >>> A = torch.tensor([[2.0, 1.0], [0.0, 3.0]], dtype=torch.float64)
-        >>> linear_solve(A, torch.tensor([4.0, 6.0], dtype=torch.float64), method=BiCGStab())
+        >>> implicit.linear_solve(A, torch.tensor([4.0, 6.0], dtype=torch.float64), method=implicit.BiCGStab())
         tensor([1., 2.], dtype=torch.float64)
     """
 
@@ -244,7 +244,7 @@ class GMRES(Iterative):
 
     Example:
         >>> A = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
-        >>> linear_solve(A, torch.tensor([2.0, -1.0], dtype=torch.float64), method=GMRES())
+        >>> implicit.linear_solve(A, torch.tensor([2.0, -1.0], dtype=torch.float64), method=implicit.GMRES())
         tensor([1., 2.], dtype=torch.float64)
     """
 
@@ -283,7 +283,9 @@ class GMRES(Iterative):
             rotations.append((c, s))
             h_list[k] = radius
             # a sample that is done keeps the unit column and a right-hand side of 0: its coefficient here is 0
-            triangle[..., : k + 1, k] = torch.where(active.unsqueeze(-1), torch.stack(h_list, -1), triangle[..., : k + 1, k])
+            triangle[..., : k + 1, k] = torch.where(
+                active.unsqueeze(-1), torch.stack(h_list, -1), triangle[..., : k + 1, k]
+            )
             rhs[..., k] = torch.where(active, c * left, 0)
             left = torch.where(active, -s * left, left)
             taken += active
@@ -304,7 +306,7 @@ class Neumann(Iterative):
 
     Example:
         >>> A = torch.tensor([[1.0, 0.5], [0.0, 1.0]], dtype=torch.float64)
-        >>> linear_solve(A, torch.tensor([2.0, 2.0], dtype=torch.float64), method=Neumann())
+        >>> implicit.linear_solve(A, torch.tensor([2.0, 2.0], dtype=torch.float64), method=implicit.Neumann())
         tensor([1., 2.], dtype=torch.float64)
     """
 

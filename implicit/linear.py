@@ -1,13 +1,4 @@
-"""Linear solves with exact derivatives of every order: A(theta) x = b.
-
-The derivative rule, once for all solvers. With A x = b,
-
-    A dx = db - (dA) x,          so    tangent: x' = A^-1 (b' - A' x),
-                                       cotangent of x, v:  r = A'^-1 v,  b-bar = r,  theta-bar = -d/dtheta <r, A(theta) x>.
-
-Both are made of products with A and of further solves by the same function, so derivatives of all orders follow.
-Direct solvers on a matrix need no rule: torch differentiates ``torch.linalg.solve`` in every mode.
-"""
+"""Direct solvers, the automatic choice, and :func:`linear_solve`."""
 
 from __future__ import annotations
 
@@ -18,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._closure import Recorder, Substitute, check_recorded, eager
+from ._solve import solve_parametric
 from .krylov import CG, GMRES, BiCGStab, Iterative, Neumann, NormalCG
 from .operator import (
     ConvergenceError,
@@ -26,12 +19,12 @@ from .operator import (
     LinearSolver,
     as_operator,
     check_system,
-    legacy_vmap_level,
-    nested_forward,
+    forward_levels,
+    is_false,
+    is_wrapped,
     norm,
+    raise_unconverged,
     signs,
-    unwrapped,
-    without_legacy_vmap,
 )
 
 __all__ = [
@@ -48,6 +41,7 @@ __all__ = [
     "LstSq",
     "Neumann",
     "NormalCG",
+    "linear_solve",
     "solve_parametric",
 ]
 
@@ -86,20 +80,19 @@ class Direct(LinearSolver):
         raise NotImplementedError
 
 
-def regular(matrix: Tensor, info: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
-    """Whether A is regular to working precision, from its factorization.
+def _probe(matrix: Tensor) -> Tensor:
+    """A fixed random vector as a column (..., n, 1)."""
+    return signs(matrix[..., :, :1].squeeze(-1) if matrix.shape[-1] else matrix.sum(-1)).unsqueeze(-1)
+
+
+def _regular(matrix: Tensor, info: Tensor, solution: Tensor) -> Tensor:
+    """Whether A is regular to working precision, from the solution for :func:`_probe`.
 
     For a fixed random u the growth |A| |A^-1 u| / |u| is nearly the condition number; that of the right-hand side
     itself tells nothing where it is in the range of a singular A.
     """
-    u = signs(matrix[..., 0])
-    growth = norm(matrix.flatten(-2)) * norm(solve(u.unsqueeze(-1)).squeeze(-1)) / norm(u)
-    return (info == 0) & ~(growth >= 0.1 / torch.finfo(matrix.dtype).eps) & growth.isfinite()
-
-
-def _spread(factor: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    batch = torch.broadcast_shapes(factor.shape[:-2], b.shape[:-2])
-    return factor.expand(*batch, *factor.shape[-2:]), b.expand(*batch, *b.shape[-2:])
+    growth = norm(matrix.detach().flatten(-2)) * norm(solution.detach().squeeze(-1)) / matrix.shape[-1] ** 0.5
+    return (info == 0) & growth.isfinite() & (growth < 0.1 / torch.finfo(matrix.dtype).eps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,17 +103,25 @@ class LU(Direct):
 
     Example:
         >>> A = torch.tensor([[0.0, 2.0], [1.0, 0.0]])
-        >>> linear_solve(A, torch.tensor([4.0, 3.0]), method=LU())
+        >>> implicit.linear_solve(A, torch.tensor([4.0, 3.0]), method=implicit.LU())
         tensor([3., 2.])
     """
 
     def solve_columns(self, matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor, str]:
-        # not torch.linalg.solve: its forward derivative holds the factors constant, so that reverse or forward mode
-        # over forward mode is silently wrong (torch 2.13)
-        factor, pivots, info = torch.linalg.lu_factor_ex(matrix)
-        f = factor.detach()
-        fine = regular(matrix.detach(), info, lambda u: torch.linalg.lu_solve(f, pivots, u))
-        return torch.linalg.lu_solve(factor, pivots, b), fine, "found a singular matrix"
+        if matrix.shape[-1] == 0:
+            return matrix @ b, torch.ones(matrix.shape[:-2], dtype=torch.bool, device=b.device), ""
+        batch, u = torch.broadcast_shapes(matrix.shape[:-2], b.shape[:-2]), _probe(matrix)
+        both = torch.cat([t.expand(*batch, *t.shape[-2:]) for t in (b, u)], -1)
+        if forward_levels() == 0:
+            x, info = torch.linalg.solve_ex(matrix, both)
+        else:
+            # The forward derivative of torch.linalg.solve holds its factors constant, so that reverse or forward mode
+            # over it is silently wrong; torch.linalg.lu_solve is wrong where its arguments broadcast (torch 2.13).
+            factor, pivots, info = torch.linalg.lu_factor_ex(matrix)
+            order = torch.lu_unpack(factor.detach(), pivots)[0]
+            x = torch.linalg.solve_triangular(factor, order.mT @ both, upper=False, unitriangular=True)
+            x = torch.linalg.solve_triangular(factor, x, upper=True)
+        return x[..., :-1], _regular(matrix, info, x[..., -1:]), "found a singular matrix"
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +135,7 @@ class Cholesky(Direct):
 
     Example:
         >>> A = torch.tensor([[4.0, 2.0], [2.0, 3.0]])
-        >>> linear_solve(A, torch.tensor([6.0, 5.0]), method=Cholesky())
+        >>> implicit.linear_solve(A, torch.tensor([6.0, 5.0]), method=implicit.Cholesky())
         tensor([1., 1.])
     """
 
@@ -144,10 +145,9 @@ class Cholesky(Direct):
         if is_false(gap <= bound):
             raise ValueError("Cholesky needs a symmetric matrix; use LU(), or symmetrize it: (A + A.mT) / 2")
         factor, info = torch.linalg.cholesky_ex((matrix + matrix.mT) / 2)
-        f = factor.detach()
-        fine = regular(matrix.detach(), info, lambda u: torch.cholesky_solve(u, f))
-        factor, b = _spread(factor, b)
-        return torch.cholesky_solve(b, factor), fine, "found a matrix that is not positive definite"
+        x = torch.cholesky_solve(b, factor)
+        fine = _regular(matrix, info, torch.cholesky_solve(_probe(matrix), factor))
+        return x, fine, "found a matrix that is not positive definite"
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +163,7 @@ class LstSq(Direct):
 
     Example:
         >>> A = torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
-        >>> linear_solve(A, torch.tensor([2.0, 2.0], dtype=torch.float64), method=LstSq())
+        >>> implicit.linear_solve(A, torch.tensor([2.0, 2.0], dtype=torch.float64), method=implicit.LstSq())
         tensor([1., 1.], dtype=torch.float64)
     """
 
@@ -191,7 +191,7 @@ class Auto(LinearSolver):
         rtol, atol, max_iter, preconditioner, ridge: see ``CG``; the direct solver uses only ``ridge``.
 
     Example:
-        >>> Auto().choose(LinearOperator((1000, 1000), lambda v: 3 * v))
+        >>> implicit.Auto().choose(implicit.LinearOperator((1000, 1000), lambda v: 3 * v))
         CG(rtol=None, atol=0.0, max_iter=None, preconditioner=None, ridge=0.0)
     """
 
@@ -237,155 +237,115 @@ class Auto(LinearSolver):
         return x, report
 
 
-def is_false(condition: Tensor) -> bool:
-    """Whether the values at hand say no; unknown, hence False, where torch.compile or a fake tensor has none."""
-    if torch.compiler.is_compiling():
-        return False
-    condition = unwrapped(condition)
-    return type(condition) is Tensor and not condition.is_meta and not bool(condition.all())
+# --- the public solve -------------------------------------------------------------------------------------------------
 
 
-def raise_unconverged(report: LinearReport) -> None:
-    """Raise ConvergenceError unless every sample converged."""
-    if is_false(report.converged):
-        plain = (unwrapped(t) for t in (report.converged, report.iterations, report.residual))
-        LinearReport(*plain, report.reason).check()
-
-
-# --- the implicit rule ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class System:
-    """A(params) v = apply(v, *params), linear in v, and how it is solved."""
-
-    apply: Callable[..., Tensor]
-    solver: LinearSolver
-    operator: Callable[..., LinearOperator] | None = None  # a faster form of A for the solver
-    on_report: Callable[[LinearReport], None] = raise_unconverged
-    original: System | None = None  # the system that this one is the transpose of
-
-    @property
-    def T(self) -> System:
-        if self.original is not None:
-            return self.original
-
-        def transposed(v: Tensor, *params: Tensor) -> Tensor:
-            _, pull = torch.func.vjp(lambda u: self.apply(u, *params), torch.zeros_like(v))
-            return pull(v)[0]
-
-        operator = self.operator
-        fast = None if operator is None else lambda *params: operator(*params).T
-        return System(transposed, self.solver.T, fast, self.on_report, self)
-
-    def at(self, params: tuple[Tensor, ...], like: Tensor) -> LinearOperator:
-        if self.operator is not None:
-            return self.operator(*params)
-        original = self.original
-        if original is not None:
-            return original.at(params, like).T
-        return as_operator(lambda v: self.apply(v, *params), like)
-
-    def batched(self, dims: tuple[int | None, ...]) -> System:
-        """The system with one more leading dimension, for vmap."""
-        if self.original is not None:
-            return self.original.batched(dims).T
-        apply = torch.func.vmap(self.apply, in_dims=(0, *dims))
-        return System(apply, self.solver, None, self.on_report)
-
-
-class Solve(torch.autograd.Function):
-    """x = A(params)^-1 b. The rule at the head of this file."""
-
-    @staticmethod
-    def forward(system: System, b: Tensor, x0: Tensor | None, *params: Tensor) -> Tensor:
-        params = tuple(p.detach() for p in params)
-        x, report = system.solver.solve(system.at(params, b), b.detach(), x0)
-        system.on_report(report)
-        return x.detach()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        system, _, _, *params = inputs
-        ctx.system = system
-        ctx.save_for_backward(output, *params)
-        ctx.save_for_forward(output, *params)
-
-    @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
-        x, *params = ctx.saved_tensors
-        system: System = ctx.system
-        r = solve(system.T, v, None, *params)
-        if not any(ctx.needs_input_grad[3:]):
-            return None, r, None, *(None for _ in params)
-        _, pull = torch.func.vjp(lambda *p: system.apply(x, *p), *params)
-        return None, r, None, *pull(-r)
-
-    @staticmethod
-    def jvp(ctx: Any, _system: Any, db: Tensor | None, _x0: Any, *dparams: Tensor | None) -> Tensor:
-        if nested_forward():
-            raise NotImplementedError(
-                "forward mode over forward mode is not exact through a matrix-free solve; "
-                "use torch.func.hessian or jacfwd(jacrev(f)), or a direct solver such as LU()"
-            )
-        x, *params = ctx.saved_tensors
-        system: System = ctx.system
-        moved = [i for i, d in enumerate(dparams) if d is not None]
-        rhs = torch.zeros_like(x) if db is None else db
-        if moved:
-            # (dA) x as the derivative in w of the pullback of p -> A(p) x: torch.func.jvp cannot run in here
-            def product(*part: Tensor) -> Tensor:
-                full = list(params)
-                for i, p in zip(moved, part, strict=True):
-                    full[i] = p
-                return system.apply(x, *full)
-
-            _, pull = torch.func.vjp(product, *(params[i] for i in moved))
-            _, push = torch.func.vjp(lambda w: pull(w), torch.zeros_like(x))
-            rhs = rhs - push(tuple(dparams[i] for i in moved))[0]
-        return solve(system, rhs, None, *params)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], system: System, b: Tensor, x0: Any, *params: Tensor) -> Any:
-        return solve_batched(system, info.batch_size, in_dims[1:], b, x0, *params), 0
-
-
-def solve_batched(
-    system: System, size: int, dims: tuple[int | None, ...], b: Tensor, x0: Tensor | None, *params: Tensor, level: int | None = None
-) -> Tensor:
-    """The solve with one more dimension of ``size`` systems, first in the result; ``dims`` says where it is in each."""
-    front = [t if d is None else t.movedim(d, 0) for t, d in zip((b, x0, *params), dims, strict=True)]
-    b, x0 = (t if t is None or d is not None else t.expand(size, *t.shape) for t, d in zip(front, dims[:2], strict=False))
-    batched = system.batched(tuple(None if d is None else 0 for d in dims[2:]))
-    return solve(batched, b, x0, *front[2:], level=level)
-
-
-def solve(system: System, b: Tensor, x0: Tensor | None, *params: Tensor, level: int | None = None) -> Tensor:
-    x0 = None if x0 is None else x0.detach()
-    level = legacy_vmap_level() if level is None else level
-    if level == 0:
-        return Solve.apply(system, b, x0, *params)
-    # torch.autograd.functional and gradcheck still use the first vmap, which knows nothing of a Function's vmap rule
-    size, dims, tensors = without_legacy_vmap(level, b, x0, *params)
-    if size is None:
-        return solve(system, b, x0, *params, level=level - 1)
-    x = solve_batched(system, size, dims, *tensors, level=level - 1)
-    return torch._add_batch_dim(x, 0, level)
-
-
-def solve_parametric(
-    apply: Callable[..., Tensor],
-    params: tuple[Tensor, ...],
+def linear_solve(
+    A: Tensor | Callable[[Tensor], Tensor] | LinearOperator,
     b: Tensor,
-    solver: LinearSolver,
     *,
+    method: LinearSolver = Auto(),
     x0: Tensor | None = None,
-    operator: Callable[..., LinearOperator] | None = None,
-    on_report: Callable[[LinearReport], None] = raise_unconverged,
 ) -> Tensor:
-    """x with A(params) x = b, where A(params) v = apply(v, *params): exact derivatives in b and params.
+    """x = A^-1 b, differentiable to every order in b and in all that A is made of.
 
-    ``operator(*params)`` may give a faster form of A for the solver; ``on_report`` sees the report of every solve,
-    those of the derivatives included, and raises where it should.
+    Args:
+        A: a tensor (..., n, n), a linear function v -> A v of vectors (..., n), or a LinearOperator. Tensors that the
+            function closes over get their gradients; iterative methods never form the matrix.
+        b: a vector or, for a tensor A, also a matrix (..., n, k) of right-hand sides, told apart as in
+            ``torch.linalg.solve``.
+        method: ``Auto()``, ``LU()``, ``Cholesky()``, ``LstSq()``, ``CG()``, ``NormalCG()``, ``GMRES()``,
+            ``BiCGStab()`` or ``Neumann()``.
+        x0: where an iterative method starts; it never changes the derivative.
+
+    Raises:
+        ConvergenceError: a sample is singular or did not converge, here or in a derivative; the message names it.
+
+    Example:
+        >>> scale = torch.tensor([2.0, 4.0], requires_grad=True)
+        >>> x = implicit.linear_solve(lambda v: scale * v, torch.ones(2))
+        >>> torch.autograd.grad(x.sum(), scale)[0]
+        tensor([-0.2500, -0.0625])
     """
-    return solve(System(apply, solver, operator, on_report), b, x0, *params)
+    if not isinstance(method, LinearSolver):
+        raise TypeError(f"method must be a linear solver such as CG(), got {method!r}")
+    if not isinstance(b, Tensor):
+        raise TypeError(f"b must be a tensor, got {type(b).__name__}")
+    if not isinstance(A, Tensor):
+        op = as_operator(A, b)
+        check_system(op, b, x0)
+        return _solve_operator(op, b, method, x0)
+    if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
+        raise ValueError(f"A must be square, of shape (..., n, n), got {tuple(A.shape)}")
+    vector = b.ndim == 1 or b.shape == A.shape[:-1]
+    if x0 is not None and x0.shape != b.shape:
+        raise ValueError(f"x0 must have the shape {tuple(b.shape)} of b, got {tuple(x0.shape)}")
+    check_system(LinearOperator(A.shape, torch.clone, dtype=A.dtype), b if vector else b.mT)
+    if isinstance(method, Auto):
+        method = LU(method.ridge)
+    if isinstance(method, Direct):
+        return _solve_direct(A, b, method, vector)
+    if vector:
+        batch = torch.broadcast_shapes(A.shape[:-1], b.shape)
+        b, x0 = b.expand(batch), None if x0 is None else x0.expand(batch)
+        return solve_parametric(_product, (A,), b, method, x0=x0, operator=LinearOperator.from_tensor)
+    # the columns of b are one more batch dimension
+    shape = (*torch.broadcast_shapes(A.shape[:-2], b.shape[:-2]), *b.shape[-2:])
+    b, x0 = b.expand(shape), None if x0 is None else x0.expand(shape)
+    return solve_parametric(
+        lambda v, a: _product(v, a.unsqueeze(-3)),
+        (A,),
+        b.mT,
+        method,
+        x0=None if x0 is None else x0.mT,
+        operator=lambda a: LinearOperator.from_tensor(a.unsqueeze(-3)),
+    ).mT
+
+
+def _product(v: Tensor, a: Tensor) -> Tensor:
+    return (a @ v.unsqueeze(-1)).squeeze(-1)
+
+
+def _solve_direct(A: Tensor, b: Tensor, method: Direct, vector: bool) -> Tensor:
+    matrix = A + method.ridge * torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) if method.ridge else A
+    columns = b.unsqueeze(-1) if vector else b
+    x, fine, reason = method.solve_columns(matrix, columns)
+    if is_false(fine):
+        with torch.no_grad():
+            residual = norm((matrix @ x - columns).mT).amax(-1) / norm(columns.mT).amax(-1)
+        raise_unconverged(LinearReport(fine, torch.ones_like(fine, dtype=torch.int64), residual, reason))
+    return x.squeeze(-1) if vector else x
+
+
+def _solve_operator(op: LinearOperator, b: Tensor, method: LinearSolver, x0: Tensor | None) -> Tensor:
+    if isinstance(method, Auto) and method.is_direct(op):
+        method = LU(method.ridge)
+    if isinstance(method, Direct):
+        x, report = method.solve(op, b)
+        raise_unconverged(report)
+        return x
+    closed = closed_over(op.matvec, b)
+
+    def apply(v: Tensor, *params: Tensor) -> Tensor:
+        with Substitute(closed, params):
+            return op.matvec(v)
+
+    # with nothing closed over, the operator's own products are as good in every transform
+    return solve_parametric(apply, tuple(closed), b, method, x0=x0, operator=None if closed else lambda: op)
+
+
+def closed_over(f: Callable[[Tensor], Tensor], v: Tensor) -> list[Tensor]:
+    """The floating-point tensors from outside that f(v) depends on and that may need a derivative."""
+    with torch.enable_grad():
+        probe = torch.ones_like(v)
+        start = probe.requires_grad_().view_as(probe).grad_fn if eager() else None
+        with Recorder([probe]) as recorder:
+            y = f(probe)
+    closed = [t for t, _ in recorder.outside.values() if t.is_floating_point() and _tracked(t)]
+    if start is not None:
+        check_recorded(y, start._sequence_nr(), [probe, *closed])
+    return closed
+
+
+def _tracked(t: Tensor) -> bool:
+    return t.requires_grad or is_wrapped(t) or torch.autograd.forward_ad.unpack_dual(t).tangent is not None

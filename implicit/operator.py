@@ -59,7 +59,7 @@ class LinearOperator:
         ValueError: the shape is not that of square matrices.
 
     Example:
-        >>> A = LinearOperator((3, 3), lambda v: 2 * v)
+        >>> A = implicit.LinearOperator((3, 3), lambda v: 2 * v)
         >>> A.T.dense()
         tensor([[2., 0., 0.],
                 [0., 2., 0.],
@@ -124,8 +124,8 @@ class LinearOperator:
         if self._dense is not None:
             return self._dense()
         eye = torch.eye(self.shape[-1], dtype=self.dtype, device=self.device)
-        columns = [self.matvec(row.expand(self.shape[:-1])) for row in eye]
-        return torch.stack(columns, -1) if columns else eye.expand(self.shape)
+        eye = eye.reshape(-1, *(1 for _ in self.shape[:-2]), self.shape[-1]).expand(-1, *self.shape[:-1])
+        return torch.func.vmap(self.matvec)(eye).movedim(0, -1) if len(eye) else eye.new_zeros(self.shape)
 
     def shifted(self, ridge: float) -> LinearOperator:
         """A + ridge I."""
@@ -182,11 +182,12 @@ class LinearReport:
             return
         bad = (~self.converged).reshape(-1).nonzero().squeeze(-1).tolist()
         worst = self.residual[~self.converged].nan_to_num(nan=float("inf")).max().item()
-        named = "" if self.converged.ndim == 0 else f" in {len(bad)} of {self.converged.numel()} samples ({_list(bad)})"
+        count = f"{len(bad)} of {self.converged.numel()} samples ({_list(bad)})"
+        named = "" if self.converged.ndim == 0 else f" in {count}"
         raise ConvergenceError(
-            f"{what} {self.reason}{named}: relative residual {worst:.1e} after {int(self.iterations.max())} iterations. "
-            "A singular system has no unique solution: use LstSq() for the one of least norm, or ridge=; for a slow "
-            "iteration raise max_iter, loosen rtol, or give a preconditioner"
+            f"{what} {self.reason}{named}: relative residual {worst:.1e} after {int(self.iterations.max())} "
+            "iterations. A singular system has no unique solution: use LstSq() for the one of least norm, or ridge=; "
+            "for a slow iteration raise max_iter, loosen rtol, or give a preconditioner"
         )
 
 
@@ -241,6 +242,11 @@ def as_operator(matrix: Any, like: Tensor) -> LinearOperator:
 # --- below the wrappers of torch.func and of the first vmap -----------------------------------------------------------
 
 
+def is_wrapped(t: Tensor) -> bool:
+    """Whether a transform of torch.func, or the first vmap, is at work on the tensor."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(t) or torch._C._functorch.is_legacy_batchedtensor(t)
+
+
 def unwrapped(t: Tensor) -> Tensor:
     """The numbers of a tensor, below grad, jvp and vmap; the dimensions of vmap come first."""
     for level in range(legacy_vmap_level(), 0, -1):
@@ -260,19 +266,35 @@ def legacy_vmap_level() -> int:
     return level
 
 
-def without_legacy_vmap(
-    level: int, *tensors: Tensor | None
-) -> tuple[int | None, tuple[int | None, ...], tuple[Tensor | None, ...]]:
-    """(batch size, dimensions, tensors) with the batch dimension of ``level`` a visible one; size None: there is none."""
+def without_legacy_vmap(level: int, *tensors: Any) -> tuple[int | None, tuple[int | None, ...], tuple[Any, ...]]:
+    """(batch size or None, dims, tensors): the batch dimension of ``level``, where there is one, made visible."""
     batched = [t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors]
     if not any(batched):
         return None, (None,) * len(tensors), tensors
     plain = [torch._remove_batch_dim(t, level, 1, 0) if i else t for t, i in zip(tensors, batched, strict=True)]
-    size = max(t.shape[0] for t, i in zip(plain, batched, strict=True) if t is not None and i)
+    size = max(t.shape[0] for t, i in zip(plain, batched, strict=True) if i)
     return size, tuple(0 if i else None for i in batched), tuple(plain)
 
 
-def nested_forward() -> bool:
-    """Whether two torch.func.jvp are active at once."""
+def forward_levels() -> int:
+    """How many levels of forward mode are active; at least one under torch.compile, which does not tell."""
+    if torch.compiler.is_compiling():
+        return 1
     stack = torch._C._functorch.get_interpreter_stack() or []
-    return sum(i.key() == torch._C._functorch.TransformType.Jvp for i in stack) > 1
+    levels = sum(i.key() == torch._C._functorch.TransformType.Jvp for i in stack)
+    return max(levels, int(torch.autograd.forward_ad._current_level >= 0))
+
+
+def is_false(condition: Tensor) -> bool:
+    """Whether the values at hand say no; unknown, hence False, where torch.compile or a fake tensor has none."""
+    if torch.compiler.is_compiling():
+        return False
+    condition = unwrapped(condition)
+    return type(condition) is Tensor and not condition.is_meta and not bool(condition.all())
+
+
+def raise_unconverged(report: LinearReport) -> None:
+    """Raise ConvergenceError unless every sample converged."""
+    if is_false(report.converged):
+        converged, iterations, residual = map(unwrapped, (report.converged, report.iterations, report.residual))
+        LinearReport(converged, iterations, residual, report.reason).check()
