@@ -1,7 +1,33 @@
 """implicit: exact gradients through roots, fixed points, minimizers and linear solves, for PyTorch.
 
-The package is a table of contents for now; it stands alone and knows nothing of smoothops. Its planned names:
-attach, root, fixed_point, minimize, linear_solve, qp, program, hypergradient, Equilibrium, conditions.
+A solution z of F(z, theta) = 0 moves with theta as z' = -J^-1 F_theta, J = dF/dz, whatever computed it.
+The package stands alone and knows nothing of smoothops.
 """
 
-__all__: list[str] = []
+from .adjoint import Implicit, OneStep, Phantom, Truncated, Unroll, attach
+from .equilibrium import Equilibrium
+from .fixed_point import Anderson, Picard, custom_fixed_point, fixed_point
+from .iterate import Info
+from .root import Bisection, Broyden, Chord, LevenbergMarquardt, Newton, custom_root, root
+
+__all__ = [
+    "Anderson",
+    "Bisection",
+    "Broyden",
+    "Chord",
+    "Equilibrium",
+    "Implicit",
+    "Info",
+    "LevenbergMarquardt",
+    "Newton",
+    "OneStep",
+    "Phantom",
+    "Picard",
+    "Truncated",
+    "Unroll",
+    "attach",
+    "custom_fixed_point",
+    "custom_root",
+    "fixed_point",
+    "root",
+]

@@ -1,0 +1,381 @@
+"""The one loop: every iterative method is a start and a step; convergence, freezing and failure are handled here.
+
+A sample is one of the problems that ``batch_dims`` numbers. Each converges by its own test and is frozen from then on;
+one whose residual is no longer finite is stopped where it last was. No reduction runs over samples.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from ._closure import System, eager, raw
+from ._jacobian import Adjoint, Jacobian, check_on_fail, distance, jacobian
+from ._pytree import Unknown
+from .adjoint import Gradient, Unroll, check_count, verify
+from .linear import ConvergenceError, LinearReport, LinearSolver
+from .operator import dot, norm
+
+# a residual that no longer falls, this many units in the last place of z from a solution: rounding, not failure
+ROUNDING = 1e3
+PATIENCE = 3
+
+
+@dataclass(eq=False)
+class Info:
+    """How a solver went, for each sample.
+
+    Attributes:
+        converged: bool.
+        iterations: steps taken.
+        residual: |F(z)|, or |f(z) - z|.
+        adjoint: the LinearReport of the last adjoint solve: None before a backward, and in modes without one.
+
+    Example:
+        >>> z, info = fixed_point(torch.cos, torch.tensor(1.0), info=True)
+        >>> info.converged
+        tensor(True)
+    """
+
+    converged: Tensor
+    iterations: Tensor
+    residual: Tensor
+    adjoint: LinearReport | None = None
+
+
+class Problem:
+    """F as a method sees it: numbers, or with ``live`` differentiable, on z of shape (..., n)."""
+
+    def __init__(self, system: System, linear: LinearSolver, live: bool = False) -> None:
+        self.system, self.linear, self.live = system, linear, live
+        self.fixed_point = system.fixed_point
+        self.f: Callable[[Tensor], Tensor] = system.again if live else system.value
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.f(z)
+
+    def operator(self, z: Tensor) -> Jacobian:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            return Jacobian(self.system.again(z), z)
+
+    def jacobian(self, z: Tensor) -> Tensor:
+        """J: (..., n, n)."""
+        if eager() and not self.live:
+            return self.operator(z).dense()
+        J = jacobian(self.system.again, z)
+        return J if self.live else J.detach()
+
+    def distance(self, z: Tensor, r: Tensor) -> Tensor:
+        """A lower bound of the distance to a solution; half the step for a fixed point, as if f did not expand."""
+        if self.fixed_point:
+            return norm(r) / 2
+        if eager():
+            return distance(r, self.operator(z).rmatvec(r))
+        return distance(r, (self.jacobian(z).mT @ r.unsqueeze(-1)).squeeze(-1))
+
+    def direction(self, z: Tensor, r: Tensor) -> Tensor:
+        """The Newton step -J^-1 r; where J is singular, the least-squares step of least norm."""
+        if eager() and not self.live:
+            op = self.operator(z)
+            with torch.no_grad():
+                d, report = self.linear.solve(op, -r)
+            regular = report.converged & d.isfinite().all(-1)
+        else:
+            # not torch.linalg.solve: its second derivatives are wrong in forward mode
+            J, op = self.jacobian(z), None
+            inv, info = torch.linalg.inv_ex(J)
+            d = -(inv @ r.unsqueeze(-1)).squeeze(-1)
+            regular = (info == 0) & d.isfinite().all(-1)
+        if not bool(raw(regular).all()):
+            J = self.jacobian(z) if op is None else op.dense()
+            J = torch.where(J.isfinite(), J, 0)
+            safe = -(torch.linalg.pinv(J, rtol=1e-10 if J.dtype == torch.float64 else 1e-5) @ r.unsqueeze(-1))
+            d = torch.where(regular.unsqueeze(-1), d, safe.squeeze(-1))
+        return d
+
+
+class Method(ABC):
+    """An iterative method: a frozen object that holds only its parameters."""
+
+    steps: ClassVar[int] = 1000  # max_iter where the user gives none
+    by_residual: ClassVar[bool] = True  # whether a small residual at z0 is enough
+
+    def start(self, f: Problem, z: Tensor, r: Tensor) -> Any:
+        """The state before the first step: a pytree of tensors whose first dims are those of the batch."""
+        return ()
+
+    @abstractmethod
+    def step(self, f: Problem, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
+        """The next z, F there, and the next state, from z and r = F(z)."""
+
+    def finished(self, z: Tensor, state: Any, tolerance: Tolerance) -> Tensor | None:
+        """The method's own test of convergence for each sample; None: that of the residual."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Tolerance:
+    """Converged where |r| <= absolute + rtol * scale. The scale is |z| for a fixed point, |F(z0)| for a root."""
+
+    rtol: float
+    atol: float | None
+    fixed_point: bool
+
+    @staticmethod
+    def make(rtol: float | None, atol: float | None, dtype: torch.dtype, fixed_point: bool) -> Tolerance:
+        default = {torch.float64: 1e-11, torch.float32: 1e-5}.get(dtype, 4 * torch.finfo(dtype).eps)
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if value is not None and (isinstance(value, bool) or not value >= 0):
+                raise ValueError(f"{name} must be a number >= 0, got {value!r}")
+        atol = default if atol is None and fixed_point else atol
+        return Tolerance(default if rtol is None else float(rtol), atol, fixed_point)
+
+    def __call__(self, z: Tensor, first: Tensor) -> Tensor:
+        return self.number(norm(z) if self.fixed_point else first, first)
+
+    def number(self, size: Any, first: Any) -> Any:
+        return self.rtol * (size if self.fixed_point else first) + (self.atol or 0.0)
+
+
+def step_samples(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """``new`` where ``mask``, a bool for each sample, else ``old``."""
+    return torch.where(mask.unsqueeze(-1), new, old)
+
+
+def iterate(f: Problem, method: Method, z: Tensor, tolerance: Tolerance, max_iter: int) -> tuple[Tensor, Info, Tensor]:
+    """(z, info, tolerance of each sample) after at most ``max_iter`` steps from z."""
+    r = f(z)
+    size = norm(r)
+    if not bool(raw(size.isfinite()).all()):
+        raise ValueError(f"the residual at z0 is not finite{samples(raw(~size.isfinite()))}; start from another z0")
+    first, best, largest = size, size, norm(z)
+    tol = tolerance(z, first)
+    done = converged = size <= (tol if method.by_residual else 0)
+    iterations = stalled = torch.zeros_like(size, dtype=torch.int64)
+    state = () if bool(raw(done).all()) else method.start(f, z, r)
+    for _ in range(max_iter):
+        if bool(raw(done).all()):
+            break
+        z_new, r_new, state = method.step(f, z, r, state)
+        size_new = norm(r_new)
+        iterations = iterations + ~done
+        moving = ~done & size_new.isfinite()
+        done = done | ~size_new.isfinite()
+        z, r, size = step_samples(moving, z_new, z), step_samples(moving, r_new, r), torch.where(moving, size_new, size)
+        stalled = torch.where(size < best, 0, stalled + 1)
+        best, largest = torch.minimum(best, size), torch.maximum(largest, norm(z))
+        tol = tolerance(z, first)
+        now = method.finished(z, state, tolerance)
+        if now is None:
+            now, waiting = size <= tol, moving & (stalled >= PATIENCE)
+            if bool(raw(waiting).any()):
+                now = now | (waiting & (f.distance(z, r) <= ROUNDING * torch.finfo(z.dtype).eps * largest))
+        converged = converged | (now & moving)
+        done = done | converged
+    return z, Info(converged, iterations, size), tol
+
+
+def iterate_one(
+    f: Problem, method: Method, z: Tensor, tolerance: Tolerance, max_iter: int
+) -> tuple[Tensor, Info, Tensor]:
+    """:func:`iterate` for a single sample on the CPU, where Python's numbers are faster than torch's."""
+
+    def length(v: Tensor) -> float:
+        return dot(v, v).item() ** 0.5
+
+    r = f(z)
+    best = first = size = length(r)
+    if not size < float("inf"):
+        raise ValueError("the residual at z0 is not finite; start from another z0")
+    largest = length(z)
+    tol = tolerance.number(largest, first)
+    converged, iterations, stalled = size <= (tol if method.by_residual else 0), 0, 0
+    state = () if converged else method.start(f, z, r)
+    while not converged and iterations < max_iter:
+        z_new, r_new, state = method.step(f, z, r, state)
+        iterations += 1
+        size_new = length(r_new)
+        if not size_new < float("inf"):
+            break
+        z, r, size = z_new, r_new, size_new
+        stalled = 0 if size < best else stalled + 1
+        scale = length(z)
+        best, largest = min(best, size), max(largest, scale)
+        tol = tolerance.number(scale, first)
+        now = method.finished(z, state, tolerance)
+        converged = size <= tol if now is None else bool(now)
+        if now is None and not converged and stalled >= PATIENCE:
+            converged = bool(f.distance(z, r) <= ROUNDING * torch.finfo(z.dtype).eps * largest)
+    info = Info(torch.tensor(converged), torch.tensor(iterations), torch.tensor(size, dtype=z.dtype))
+    return z, info, torch.tensor(tol, dtype=z.dtype)
+
+
+def unroll(f: Problem, method: Method, z: Tensor, iterations: Tensor, checkpoint: int | None) -> Tensor:
+    """The steps that the solver took, once more and differentiable: ``checkpoint`` of them are recomputed at a time."""
+    counts = raw(iterations)
+    total = int(counts.max()) if counts.numel() else 0
+    length = checkpoint or max(total, 1)
+    r = f(z)
+    state = method.start(f, z, r) if total else ()
+
+    def segment(z: Tensor, r: Tensor, state: Any, begin: int, end: int) -> tuple[Tensor, Tensor, Any]:
+        for k in range(begin, end):
+            z_new, r_new, state = method.step(f, z, r, state)
+            z, r = step_samples(iterations > k, z_new, z), step_samples(iterations > k, r_new, r)
+        return z, r, state
+
+    for begin in range(0, total, length):
+        part = (z, r, state, begin, min(begin + length, total))
+        if checkpoint is None:
+            z, r, state = segment(*part)
+        else:
+            from torch.utils.checkpoint import checkpoint as recompute
+
+            z, r, state = recompute(segment, *part, use_reentrant=False)
+    return z
+
+
+def samples(bad: Tensor) -> str:
+    """Which samples, in words; nothing where there is only one."""
+    if bad.ndim == 0:
+        return ""
+    which = bad.nonzero()
+    shown = ", ".join(str(i[0] if len(i) == 1 else tuple(i)) for i in which[:8].tolist())
+    return f" in {len(which)} of {bad.numel()} samples ({shown}{', ...' if len(which) > 8 else ''})"
+
+
+def report(info: Info, tol: Tensor, name: str, on_fail: str, max_iter: int) -> None:
+    """Raise or warn if a sample did not converge."""
+    bad = ~raw(info.converged)
+    if on_fail not in ("raise", "warn") or not bool(bad.any()):
+        return
+    residual, tolerance, count = (raw(t).expand(bad.shape)[bad] for t in (info.residual, tol, info.iterations))
+    worst = int(residual.argmax())
+    stopped = int(count[worst]) < max_iter
+    hint = (
+        "its residual was no longer finite: start nearer to a solution or damp the steps"
+        if stopped
+        else ("raise max_iter, loosen rtol and atol, start nearer to a solution, or try another method")
+    )
+    message = (
+        f"{name} did not converge{samples(bad)}: residual {residual[worst].item():.2e}, tolerance "
+        f"{tolerance[worst].item():.2e}, after {int(count[worst])} iterations; {hint}"
+    )
+    if on_fail == "raise":
+        raise ConvergenceError(message)
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+@dataclass(frozen=True, eq=False)
+class Common:
+    """The options that all solvers share."""
+
+    linear: LinearSolver
+    grad: Gradient
+    rtol: float | None = None
+    atol: float | None = None
+    max_iter: int | None = None
+    on_fail: str = "raise"
+    batch_dims: int = 0
+    has_aux: bool = False
+    info: bool = False
+
+    def __post_init__(self) -> None:
+        check_on_fail(self.on_fail)
+        if not isinstance(self.linear, LinearSolver):
+            raise TypeError(f"linear must be a linear solver such as Auto(), got {self.linear!r}")
+        if not isinstance(self.grad, Gradient):
+            raise TypeError(
+                f"grad must be Implicit(), OneStep(), Phantom(), Truncated() or Unroll(), got {self.grad!r}"
+            )
+        if self.max_iter is not None:
+            check_count(self.max_iter, "max_iter")
+
+
+def solve(
+    function: Callable[..., Any],
+    z0: Any,
+    args: tuple,
+    kwargs: dict[str, Any],
+    method: Method,
+    common: Common,
+    fixed_point: bool,
+) -> Any:
+    """Run ``method`` and give its answer the derivatives that ``common.grad`` names: what root and fixed_point do."""
+    unknown = Unknown(z0, common.batch_dims)
+    system = System(function, unknown, args, kwargs, fixed_point=fixed_point, has_aux=common.has_aux)
+    tolerance = Tolerance.make(common.rtol, common.atol, unknown.dtype, fixed_point)
+    max_iter = common.max_iter or method.steps
+    start = unknown.initial.detach()
+    single = not unknown.batch and common.batch_dims == 0 and eager() and start.device.type == "cpu"
+    loop = iterate_one if single else iterate
+    name = f"{'fixed_point' if fixed_point else 'root'} ({type(method).__name__})"
+    with torch.no_grad():
+        z, info, tol = loop(Problem(system, common.linear), method, start, tolerance, max_iter)
+        z = z.detach()
+    report(info, tol, name, common.on_fail, max_iter)
+
+    def on_report(adjoint: LinearReport) -> None:
+        info.adjoint = adjoint
+
+    if isinstance(common.grad, Unroll):
+        live = Problem(system, common.linear, True)
+        z = unroll(live, method, unknown.initial, info.iterations, common.grad.checkpoint)
+    else:
+        z = common.grad.attach(z, system, Adjoint(common.linear, common.on_fail, on_report))
+    if common.on_fail == "nan":
+        # not torch.where: the gradient of a sample that failed must be NaN too
+        z = z * torch.where(info.converged, 1.0, torch.nan).to(z.dtype).unsqueeze(-1)
+    out = [unknown.unpack(z)]
+    if common.has_aux:
+        out.append(detached(system.aux))
+    if common.info:
+        out.append(info)
+    return out[0] if len(out) == 1 else tuple(out)
+
+
+def decorate(
+    function: Callable[..., Any],
+    linear: LinearSolver,
+    has_aux: bool,
+    grad: Gradient,
+    batch_dims: int,
+    check: bool,
+    fixed_point: bool,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """What custom_root and custom_fixed_point do."""
+    Common(linear, grad)
+    if not callable(function):
+        raise TypeError(f"expected the function that defines the solution, got {type(function).__name__}")
+
+    def decorator(solver: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(solver)
+        def wrapper(z0: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(grad, Unroll):
+                return solver(z0, *args, **kwargs)
+            with torch.no_grad():
+                z = solver(*detached((z0, *args)), **detached(kwargs))
+            z, aux = z if has_aux else (z, None)
+            unknown = Unknown(z, batch_dims)
+            system = System(function, unknown, args, kwargs, fixed_point=fixed_point)
+            if check:
+                verify(unknown.initial, system)
+            out = unknown.unpack(grad.attach(unknown.initial, system, Adjoint(linear)))
+            return (out, aux) if has_aux else out
+
+        return wrapper
+
+    return decorator
+
+
+def detached(tree: Any) -> Any:
+    return tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, tree)
