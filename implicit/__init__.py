@@ -8,18 +8,43 @@ from .adjoint import Implicit, OneStep, Phantom, Truncated, Unroll, attach
 from .equilibrium import Equilibrium
 from .fixed_point import Anderson, Picard, custom_fixed_point, fixed_point
 from .iterate import Info
+from .linear import (
+    CG,
+    GMRES,
+    LU,
+    Auto,
+    BiCGStab,
+    Cholesky,
+    ConvergenceError,
+    LinearOperator,
+    LstSq,
+    Neumann,
+    NormalCG,
+    linear_solve,
+)
 from .root import Bisection, Broyden, Chord, LevenbergMarquardt, Newton, custom_root, root
 
 __all__ = [
+    "CG",
+    "GMRES",
+    "LU",
     "Anderson",
+    "Auto",
+    "BiCGStab",
     "Bisection",
     "Broyden",
+    "Cholesky",
     "Chord",
+    "ConvergenceError",
     "Equilibrium",
     "Implicit",
     "Info",
     "LevenbergMarquardt",
+    "LinearOperator",
+    "LstSq",
+    "Neumann",
     "Newton",
+    "NormalCG",
     "OneStep",
     "Phantom",
     "Picard",
@@ -29,5 +54,6 @@ __all__ = [
     "custom_fixed_point",
     "custom_root",
     "fixed_point",
+    "linear_solve",
     "root",
 ]

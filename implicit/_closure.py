@@ -260,8 +260,15 @@ class System:
             if any(t.grad_fn is not None for t in self.closed):
                 # derived tensors may depend on one another: partial derivatives need each cut off
                 inputs = [*copies, *(t.detach().requires_grad_() for t in self.closed)]
-                r = self.substituted(z, *inputs)
+                r = self.checked(z, *inputs)
         return Graph(r, z, inputs, [*given, *self.closed])
+
+    def checked(self, z: Tensor, *theta: Tensor) -> Tensor:
+        """:meth:`substituted`, where every theta must have been found wherever F reads it."""
+        start = z.view_as(z).grad_fn._sequence_nr()  # type: ignore[union-attr]
+        r = self.substituted(z, *theta)
+        check_recorded(r, start, [z, *theta])
+        return r
 
     def substituted(self, z: Tensor, *theta: Tensor) -> Tensor:
         """F(z) with ``theta`` in place of the arguments and closed-over tensors that need a gradient."""

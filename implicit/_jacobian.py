@@ -28,9 +28,15 @@ class Jacobian(LinearOperator):
     def __init__(self, r: Tensor, z: Tensor, transposed: bool = False, cache: dict[str, Tensor] | None = None) -> None:
         self.r, self.z, self.transposed = r, z, transposed
         self.cache: dict[str, Tensor] = {} if cache is None else cache
-        shape = (*z.shape, z.shape[-1])
-        forward, backward = (self._vjp, self._jvp) if transposed else (self._jvp, self._vjp)
-        super().__init__(shape, forward, backward, dtype=z.dtype, device=z.device)
+        self.shape, self.dtype, self.device = torch.Size((*z.shape, z.shape[-1])), z.dtype, z.device
+        # the base class would hold bound methods of this object, and only the garbage collector would free the graph
+        self._rmatvec, self._dense, self.explicit = None, None, False
+
+    def matvec(self, v: Tensor) -> Tensor:
+        return self._vjp(v) if self.transposed else self._jvp(v)
+
+    def rmatvec(self, v: Tensor) -> Tensor:
+        return self._jvp(v) if self.transposed else self._vjp(v)
 
     @property
     def T(self) -> Jacobian:
@@ -143,7 +149,7 @@ class Adjoint:
 
 def jacobian(f: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """df/dz for each sample, (..., n, n)."""
-    _, pull = torch.func.vjp(f, z)
+    pull = torch.func.vjp(f, z)[1]
     eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
     eye = eye.reshape(-1, *(1,) * (z.ndim - 1), z.shape[-1]).expand(-1, *z.shape)
     return torch.func.vmap(lambda u: pull(u)[0])(eye).movedim(0, -2)

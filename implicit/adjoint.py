@@ -165,7 +165,8 @@ class Implicit(Gradient):
 
     Example:
         >>> a = torch.tensor(0.5, requires_grad=True)
-        >>> torch.autograd.grad(fixed_point(lambda z, a: a * z + 1, torch.zeros(()), a, grad=Implicit()), a)
+        >>> z = implicit.fixed_point(lambda z, a: a * z + 1, torch.zeros(()), a, grad=implicit.Implicit())
+        >>> torch.autograd.grad(z, a)
         (tensor(4.0000),)
     """
 
@@ -181,7 +182,8 @@ class OneStep(Steps):
 
     Example:
         >>> a = torch.tensor(0.5, requires_grad=True)
-        >>> torch.autograd.grad(fixed_point(lambda z, a: a * z + 1, torch.zeros(()), a, grad=OneStep()), a)
+        >>> z = implicit.fixed_point(lambda z, a: a * z + 1, torch.zeros(()), a, grad=implicit.OneStep())
+        >>> torch.autograd.grad(z, a)
         (tensor(2.0000),)
     """
 
@@ -197,7 +199,8 @@ class Phantom(Steps):
 
     Example:
         >>> a = torch.tensor(0.5, requires_grad=True)
-        >>> torch.autograd.grad(fixed_point(lambda z, a: a * z + 1, torch.zeros(()), a, grad=Phantom(2, 0.5)), a)
+        >>> z = implicit.fixed_point(lambda z, a: a * z + 1, torch.zeros(()), a, grad=implicit.Phantom(2, 0.5))
+        >>> torch.autograd.grad(z, a)
         (tensor(1.7500),)
     """
 
@@ -221,7 +224,8 @@ class Truncated(Steps):
 
     Example:
         >>> a = torch.tensor(0.5, requires_grad=True)
-        >>> torch.autograd.grad(fixed_point(lambda z, a: a * z + 1, torch.zeros(()), a, grad=Truncated(3)), a)
+        >>> z = implicit.fixed_point(lambda z, a: a * z + 1, torch.zeros(()), a, grad=implicit.Truncated(3))
+        >>> torch.autograd.grad(z, a)
         (tensor(3.5000),)
     """
 
@@ -243,7 +247,8 @@ class Unroll(Gradient):
 
     Example:
         >>> a = torch.tensor(0.5, requires_grad=True)
-        >>> z = fixed_point(lambda z, a: a * z + 1, torch.zeros(()), a, method=Picard(), grad=Unroll(checkpoint=10))
+        >>> unroll, picard = implicit.Unroll(checkpoint=10), implicit.Picard()
+        >>> z = implicit.fixed_point(lambda z, a: a * z + 1, torch.zeros(()), a, method=picard, grad=unroll)
         >>> torch.autograd.grad(z, a)
         (tensor(3.9990),)
     """
@@ -273,7 +278,7 @@ def attach_system(z: Tensor, system: System, adjoint: Adjoint, check: bool = Fal
         check_residual(graph.z.detach(), graph.r.detach(), op)
     if not graph.theta:
         return z.detach().clone()
-    return Attached.apply(z.detach(), system.substituted, lambda: graph, op, adjoint, *graph.theta)
+    return Attached.apply(z.detach(), system.checked, lambda: graph, op, adjoint, *graph.theta)
 
 
 def verify(z: Tensor, system: System) -> None:
@@ -330,7 +335,7 @@ def attach(
 
     Example:
         >>> a = torch.tensor(4.0, requires_grad=True)
-        >>> z = attach(2.0, lambda z, a: z * z - a, a)
+        >>> z = implicit.attach(2.0, lambda z, a: z * z - a, a)
         >>> torch.autograd.grad(z, a)
         (tensor(0.2500),)
     """

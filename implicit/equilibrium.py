@@ -28,7 +28,7 @@ class Equilibrium(nn.Module):
     Memory: one evaluation of f, whatever the number of steps. Source: Bai, Kolter, Koltun 2019.
 
     Example:
-        >>> layer = Equilibrium(lambda z, x: torch.tanh(0.5 * z + x))
+        >>> layer = implicit.Equilibrium(lambda z, x: torch.tanh(0.5 * z + x))
         >>> layer(torch.tensor([[0.3]]))
         tensor([[0.5008]])
     """

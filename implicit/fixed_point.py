@@ -25,7 +25,7 @@ class Picard(Method):
     """z <- z + damping * (f(z) - z). Converges where f, so damped, is a contraction.
 
     Example:
-        >>> fixed_point(torch.cos, torch.tensor(1.0), method=Picard())
+        >>> implicit.fixed_point(torch.cos, torch.tensor(1.0), method=implicit.Picard())
         tensor(0.7391)
     """
 
@@ -52,7 +52,7 @@ class Anderson(Method):
     Source: Anderson 1965; Walker, Ni 2011, "Anderson acceleration for fixed-point iterations".
 
     Example:
-        >>> fixed_point(torch.cos, torch.tensor(1.0), method=Anderson(memory=3))
+        >>> implicit.fixed_point(torch.cos, torch.tensor(1.0), method=implicit.Anderson(memory=3))
         tensor(0.7391)
     """
 
@@ -120,7 +120,7 @@ def fixed_point(
 
     Example:
         >>> a = torch.tensor(0.5, requires_grad=True)
-        >>> torch.autograd.grad(fixed_point(lambda z, a: torch.cos(a * z), torch.tensor(1.0), a), a)
+        >>> torch.autograd.grad(implicit.fixed_point(lambda z, a: torch.cos(a * z), torch.tensor(1.0), a), a)
         (tensor(-0.3218),)
     """
     common = Common(linear, grad, rtol, atol, max_iter, on_fail, batch_dims, has_aux, info)
@@ -141,7 +141,7 @@ def custom_fixed_point(
     Args: as for ``custom_root``, with the map ``f`` in place of the residual; ``grad`` may be any of the gradients.
 
     Example:
-        >>> @custom_fixed_point(lambda z, a: (z + a / z) / 2)
+        >>> @implicit.custom_fixed_point(lambda z, a: (z + a / z) / 2)
         ... def square_root(z0, a):
         ...     return a.sqrt()
         >>> a = torch.tensor(4.0, requires_grad=True)

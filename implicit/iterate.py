@@ -40,7 +40,7 @@ class Info:
         adjoint: the LinearReport of the last adjoint solve: None before a backward, and in modes without one.
 
     Example:
-        >>> z, info = fixed_point(torch.cos, torch.tensor(1.0), info=True)
+        >>> z, info = implicit.fixed_point(torch.cos, torch.tensor(1.0), info=True)
         >>> info.converged
         tensor(True)
     """

@@ -28,7 +28,7 @@ class Newton(Method):
     Complexity: one linear solve for each step; quadratic convergence. Source: Nocedal, Wright 2006, chapter 11.
 
     Example:
-        >>> root(lambda z: z**3 - 8, torch.tensor(1.0), method=Newton())
+        >>> implicit.root(lambda z: z**3 - 8, torch.tensor(1.0), method=implicit.Newton())
         tensor(2.)
     """
 
@@ -59,7 +59,7 @@ class Chord(Method):
     """z <- z - J(z0)^-1 F(z): Newton with one Jacobian for all steps. Linear convergence near a solution.
 
     Example:
-        >>> root(lambda z: z**3 - 8, torch.tensor(2.1), method=Chord())
+        >>> implicit.root(lambda z: z**3 - 8, torch.tensor(2.1), method=implicit.Chord())
         tensor(2.0000)
     """
 
@@ -83,7 +83,7 @@ class LevenbergMarquardt(Method):
     Converges from farther away than Newton, and where J is singular. Source: Marquardt 1963; Moré 1978.
 
     Example:
-        >>> root(lambda z: z**3 - 8, torch.tensor(1.0), method=LevenbergMarquardt())
+        >>> implicit.root(lambda z: z**3 - 8, torch.tensor(1.0), method=implicit.LevenbergMarquardt())
         tensor(2.)
     """
 
@@ -122,7 +122,7 @@ class Broyden(Method):
     Complexity: one evaluation and O(n memory) for each step. Source: Broyden 1965 ("good" update).
 
     Example:
-        >>> root(lambda z: z**3 - 8, torch.tensor(2.5), method=Broyden())
+        >>> implicit.root(lambda z: z**3 - 8, torch.tensor(2.5), method=implicit.Broyden())
         tensor(2.)
     """
 
@@ -168,7 +168,7 @@ class Bisection(Method):
     Raises ValueError where F has the same sign at both ends.
 
     Example:
-        >>> root(lambda z: z**3 - 8, torch.zeros(2), method=Bisection(0.0, 10.0))
+        >>> implicit.root(lambda z: z**3 - 8, torch.zeros(2), method=implicit.Bisection(0.0, 10.0))
         tensor([2.0000, 2.0000])
     """
 
@@ -265,7 +265,7 @@ def root(
 
     Example:
         >>> a = torch.tensor(8.0, requires_grad=True)
-        >>> torch.autograd.grad(root(lambda z, a: z**3 - a, torch.tensor(1.0), a), a)
+        >>> torch.autograd.grad(implicit.root(lambda z, a: z**3 - a, torch.tensor(1.0), a), a)
         (tensor(0.0833),)
     """
     common = Common(linear, grad, rtol, atol, max_iter, on_fail, batch_dims, has_aux, info)
@@ -293,7 +293,7 @@ def custom_root(
     differentiated. Source: Blondel et al. 2022, "Efficient and modular implicit differentiation".
 
     Example:
-        >>> @custom_root(lambda z, a: z * z - a)
+        >>> @implicit.custom_root(lambda z, a: z * z - a)
         ... def square_root(z0, a):
         ...     return a.sqrt()
         >>> a = torch.tensor(4.0, requires_grad=True)
