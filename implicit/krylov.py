@@ -205,7 +205,7 @@ class BiCGStab(Iterative):
     Example:
         >>> A = torch.tensor([[2.0, 1.0], [0.0, 3.0]], dtype=torch.float64)
         >>> implicit.linear_solve(A, torch.tensor([4.0, 6.0], dtype=torch.float64), method=implicit.BiCGStab())
-        tensor([1., 2.], dtype=torch.float64)
+        tensor([1.0000, 2.0000], dtype=torch.float64)
     """
 
     def _cycle(self, op: LinearOperator, m: Product, r: Tensor, tol: Tensor, limit: int) -> tuple[Tensor, Tensor]:

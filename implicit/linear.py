@@ -164,7 +164,7 @@ class LstSq(Direct):
     Example:
         >>> A = torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
         >>> implicit.linear_solve(A, torch.tensor([2.0, 2.0], dtype=torch.float64), method=implicit.LstSq())
-        tensor([1., 1.], dtype=torch.float64)
+        tensor([1.0000, 1.0000], dtype=torch.float64)
     """
 
     rtol: float | None = None

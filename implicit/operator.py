@@ -66,6 +66,8 @@ class LinearOperator:
                 [0., 0., 2.]])
     """
 
+    explicit: bool = False  # whether dense() costs next to nothing
+
     def __init__(
         self,
         shape: tuple[int, ...],
@@ -81,6 +83,7 @@ class LinearOperator:
             raise ValueError(f"a linear operator is square, of shape (..., n, n), got {tuple(self.shape)}")
         self.matvec, self.dtype, self.device = matvec, dtype, torch.device(device)
         self._rmatvec, self._dense = rmatvec, dense
+        self.explicit = dense is not None
 
     @classmethod
     def from_tensor(cls, matrix: Tensor) -> LinearOperator:
@@ -97,21 +100,17 @@ class LinearOperator:
         )
 
     @property
-    def explicit(self) -> bool:
-        """Whether the matrix is at hand, so that ``dense()`` costs nothing."""
-        return self._dense is not None
-
-    @property
     def T(self) -> LinearOperator:
-        dense = self._dense
-        return LinearOperator(
+        transposed = LinearOperator(
             self.shape,
             self.rmatvec,
             self.matvec,
-            dense=None if dense is None else lambda: dense().mT,
+            dense=lambda: self.dense().mT,
             dtype=self.dtype,
             device=self.device,
         )
+        transposed.explicit = self.explicit
+        return transposed
 
     def rmatvec(self, v: Tensor) -> Tensor:
         """A' v, from the derivative of ``matvec`` where nothing better was given; its graph is built once."""
