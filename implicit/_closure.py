@@ -19,16 +19,15 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ._pytree import Unknown
 
 
-def tensors(tree: Any) -> Iterator[Tensor]:
-    """The tensors among the arguments of a torch function."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from tensors(item)
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            yield from tensors(item)
+def collect(tree: Any, found: list[Tensor]) -> None:
+    """Append the tensors among the arguments of a torch function."""
+    for item in tree:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, (tuple, list)):
+            collect(item, found)
+        elif isinstance(item, dict):
+            collect(item.values(), found)
 
 
 class Recorder(TorchFunctionMode):
@@ -41,14 +40,22 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        for t in tensors((args, kwargs)):
+        found: list[Tensor] = []
+        collect(args, found)
+        collect(kwargs.values(), found)
+        for t in found:
             if id(t) not in self.inside and id(t) not in self.outside:
                 self.outside[id(t)] = (t, 0 if t.is_inference() else t._version)
         out = func(*args, **kwargs)
-        for t in tensors(out):
+        made: list[Tensor] = []
+        collect((out,), made)
+        for t in made:
             if id(t) not in self.outside:
                 self.inside[id(t)] = t  # held, so that no id is used twice
         return out
+
+    def differentiable(self) -> list[Tensor]:
+        return [t for t, _ in self.outside.values() if t.requires_grad]
 
     def mutated(self) -> list[Tensor]:
         return [t for t, version in self.outside.values() if not t.is_inference() and t._version != version]
@@ -93,21 +100,19 @@ class Effects:
 
     def __init__(self) -> None:
         self.start = random_state()
-        self.random = False
+        self.random = self.any = False
         self.buffers: list[tuple[Tensor, Tensor]] = []
 
     def done(self, mutated: Sequence[Tensor]) -> None:
         """Called after the first evaluation, the one that counts."""
         self.random = any(not torch.equal(a, b) for a, b in zip(self.start, random_state(), strict=False))
         self.buffers = [(t, t.detach().clone()) for t in mutated]
-
-    def any(self) -> bool:
-        return self.random or bool(self.buffers)
+        self.any = self.random or bool(self.buffers)
 
     @contextmanager
     def repeated(self) -> Iterator[None]:
         """The same random numbers and the same buffers as before; afterwards as if nothing had happened."""
-        if not self.any():
+        if not self.any:
             yield
             return
         states = random_state()
@@ -191,28 +196,30 @@ class System:
         if not callable(function):
             raise TypeError(f"expected a function of the unknown, got {type(function).__name__}")
         self.function, self.unknown, self.fixed_point, self.has_aux = function, unknown, fixed_point, has_aux
-        self.leaves, self.spec = tree_flatten((args, kwargs or {}))
+        self.args, self.kwargs = args, kwargs or {}
+        self.leaves, self.spec = tree_flatten((self.args, self.kwargs))
         self.given = [
             i for i, a in enumerate(self.leaves) if isinstance(a, Tensor) and a.is_floating_point() and a.requires_grad
         ]
         self.closed: list[Tensor] = []
         self.effects: Effects | None = None
+        self.constant = False  # whether the first evaluation read nothing that needs a gradient
         self.aux: Any = None
 
     def live(self, z: Tensor, given: Sequence[Tensor] | None = None) -> Tensor:
         """F(z) in plain torch operations, the arguments that need a gradient replaced by ``given``."""
-        leaves = self.leaves
-        if given is not None:
-            leaves = list(leaves)
+        args, kwargs = self.args, self.kwargs
+        if given is not None and self.given:
+            leaves = list(self.leaves)
             for i, t in zip(self.given, given, strict=True):
                 leaves[i] = t
-        args, kwargs = tree_unflatten(leaves, self.spec)
+            args, kwargs = tree_unflatten(leaves, self.spec)
         y = self.function(self.unknown.unpack(z), *args, **kwargs)
         if self.has_aux:
             if not (isinstance(y, tuple) and len(y) == 2):
                 raise TypeError(f"with has_aux=True the function must return (value, aux), got {type(y).__name__}")
             y, self.aux = y
-        r = self.unknown.pack(y, getattr(self.function, "__name__", "the function"), self.fixed_point)
+        r = self.unknown.pack(y, self.function, self.fixed_point)
         return z - r if self.fixed_point else r
 
     def once(self, z: Tensor, given: Sequence[Tensor] | None = None) -> tuple[Tensor, Recorder | None]:
@@ -226,18 +233,21 @@ class System:
         if first:
             effects.done(recorder.mutated())
             self.effects = effects
+            self.constant = not given and not self.given and not recorder.differentiable()
         return r, recorder
 
     def again(self, z: Tensor, given: Sequence[Tensor] | None = None) -> Tensor:
         """F(z) without a trace on buffers and random state."""
-        if self.effects is None or not self.effects.any():
+        if self.effects is None or not self.effects.any:
             return self.live(z, given)
         with self.effects.repeated():
             return self.live(z, given)
 
     def first(self, z: Tensor) -> Tensor:
         """F(z), with its effects the first time, without them later."""
-        return self.once(z)[0] if self.effects is None else self.again(z)
+        if self.effects is None:
+            return self.once(z)[0]
+        return self.again(z) if self.effects.any else self.live(z)
 
     def value(self, z: Tensor) -> Tensor:
         """The numbers of F(z): no graph, no tangent."""
@@ -253,8 +263,9 @@ class System:
             copies = [t.detach().requires_grad_() for t in given]
             r, recorder = self.once(z, copies)
             assert recorder is not None
-            outside = [t for t, _ in recorder.outside.values() if t.requires_grad]
-            self.closed = [t for t in outside if t.grad_fn is None or t.grad_fn._sequence_nr() < start]
+            self.closed = [
+                t for t in recorder.differentiable() if t.grad_fn is None or t.grad_fn._sequence_nr() < start
+            ]
             check_recorded(r, start, [z, *copies, *self.closed])
             inputs = [*copies, *self.closed]
             if any(t.grad_fn is not None for t in self.closed):

@@ -47,12 +47,14 @@ class Unknown:
             raise ValueError(
                 f"the leaves of the unknown have shapes {self.shapes}: their first {batch_dims} dims differ"
             )
+        self.batch_dims = batch_dims
         self.sizes = [math.prod(s[batch_dims:]) for s in self.shapes]
         self.n = sum(self.sizes)
         self.dtype, self.device = leaves[0].dtype, leaves[0].device
         for other in self.dtypes[1:]:
             self.dtype = torch.promote_types(self.dtype, other)
-        # the usual case, a single vector: nothing to do in pack and unpack but what the pytree asks for
+        # the usual case, a single tensor: its shape where nothing else is to be done
+        self.single = leaves[0].shape if self.spec.is_leaf() else None
         self.plain = len(leaves) == 1 and self.shapes[0] == (*self.batch, self.n)
         self.initial = self.join(leaves)
 
@@ -70,6 +72,8 @@ class Unknown:
 
     def unpack(self, flat: Tensor) -> Any:
         """(..., n) as the pytree."""
+        if self.single is not None:
+            return flat if self.plain else flat.reshape(self.single)
         if self.plain:
             return tree_unflatten([flat], self.spec)
         parts = flat.split(self.sizes, -1) if len(self.sizes) > 1 else (flat,)
@@ -77,8 +81,11 @@ class Unknown:
             [p.reshape(s).to(d) for p, s, d in zip(parts, self.shapes, self.dtypes, strict=True)], self.spec
         )
 
-    def pack(self, tree: Any, name: str, same: bool) -> Tensor:
+    def pack(self, tree: Any, function: Any, same: bool) -> Tensor:
         """A function's answer as (..., n). ``same``: its leaves must have the unknown's shapes, else only its size."""
+        if isinstance(tree, Tensor) and tree.shape == self.single:
+            flat = tree if self.plain else tree.reshape(*self.batch, self.n)
+            return flat if flat.dtype == self.dtype else flat.to(self.dtype)
         leaves = tree_flatten(tree)[0]
         fits = all(isinstance(leaf, Tensor) for leaf in leaves)
         if fits and [tuple(leaf.shape) for leaf in leaves] == self.shapes:
@@ -90,4 +97,5 @@ class Unknown:
                 if flat.shape[-1] == self.n:
                     return flat.to(self.dtype)
         want = f"the unknown's shapes {self.shapes}" if same else f"{self.n} numbers for each of batch {self.batch}"
+        name = getattr(function, "__name__", type(function).__name__)
         raise ValueError(f"{name} returned {shapes(leaves)}, expected {want}; return one equation for each unknown")

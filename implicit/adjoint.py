@@ -272,6 +272,8 @@ def attach_system(z: Tensor, system: System, adjoint: Adjoint, check: bool = Fal
         if check:
             verify(z, system)
         return z.detach().clone() if eager() else correct(z, system.first, adjoint)
+    if system.constant and not check and not system.again(z.detach()).requires_grad:
+        return z.detach()
     graph = system.graph(z)
     op = Jacobian(graph.r, graph.z)
     if check:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .adjoint import Gradient, Implicit, check_count
-from .iterate import Common, Method, Problem, decorate, solve
+from .iterate import Common, Method, Problem, decorate, solve, some, step_samples
 from .linear import Auto, LinearSolver
 from .operator import dot
 
@@ -44,9 +44,10 @@ class Anderson(Method):
     """Picard steps, extrapolated: the affine combination of the last ones with the smallest linear prediction of |r|.
 
     Args:
-        memory: how many past differences of z and r are kept.
+        memory: how many earlier z and r are combined with the present ones.
         damping: of the step from the combination.
         ridge: added to the diagonal of the Gram matrix of the differences of r, relative to its entries.
+        switch: as long as each step lowers |r| to this fraction by itself, nothing is extrapolated.
 
     Complexity: one evaluation and O(n memory) for each step. On affine maps as fast as GMRES.
     Source: Anderson 1965; Walker, Ni 2011, "Anderson acceleration for fixed-point iterations".
@@ -59,34 +60,45 @@ class Anderson(Method):
     memory: int = 5
     damping: float = 1.0
     ridge: float = 1e-12
+    switch: float = 0.4
 
     def __post_init__(self) -> None:
         check_count(self.memory, "memory")
         check_damping(self.damping)
         if not self.ridge >= 0:
             raise ValueError(f"ridge must be at least 0, got {self.ridge!r}")
+        if not self.switch >= 0:
+            raise ValueError(f"switch must be at least 0, got {self.switch!r}")
 
     def start(self, f: Problem, z: Tensor, r: Tensor) -> Any:
-        return ((), ())
+        return (), (), float("inf")
 
     def step(self, f: Problem, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
-        dz, dr = state
-        step = -self.damping * r
-        if dz:
-            Z, R = torch.stack(dz, -2), torch.stack(dr, -2)
-            # rows of unit length: the Gram matrix then has ones on its diagonal, and the ridge is relative to it
-            length = dot(R, R).clamp(min=torch.finfo(r.dtype).tiny).rsqrt().unsqueeze(-1)
-            unit = R * length
-            gram = dot(unit.unsqueeze(-2), unit.unsqueeze(-3))
-            eye = torch.eye(len(dz), dtype=r.dtype, device=r.device)
-            gram, b = gram + max(self.ridge, 10 * torch.finfo(r.dtype).eps) * eye, dot(unit, r.unsqueeze(-2))
-            inv = torch.linalg.inv_ex(gram)[0]
-            gamma = dot(inv, b.unsqueeze(-2)).unsqueeze(-1) * length
-            step = step - (gamma * (Z - self.damping * R)).sum(-2)
-        z_new = z + step
-        r_new = f(z_new)
-        keep = slice(1, None) if len(dz) == self.memory else slice(None)
-        return z_new, r_new, ((*dz[keep], step), (*dr[keep], r_new - r))
+        zs, rs, before = state
+        size = f.size(r)
+        slow = size > self.switch * before
+        z_new = z - r if self.damping == 1 else z - self.damping * r
+        if zs and some(slow):
+            mixed = z_new - self._correction(
+                torch.stack(zs, -2) - z.unsqueeze(-2), torch.stack(rs, -2) - r.unsqueeze(-2), r
+            )
+            z_new = mixed if slow is True else step_samples(slow, mixed, z_new)
+        keep = slice(1, None) if len(zs) == self.memory else slice(None)
+        return z_new, f(z_new), ((*zs[keep], z), (*rs[keep], r), size)
+
+    def _correction(self, moves: Tensor, falls: Tensor, r: Tensor) -> Tensor:
+        """gamma (moves - damping falls) with gamma = argmin |r - gamma falls|, from the normal equations."""
+        products = gram(falls, torch.cat([falls, r.unsqueeze(-2)], -2))
+        ridge, tiny = max(self.ridge, 10 * torch.finfo(r.dtype).eps), torch.finfo(r.dtype).tiny
+        eye = torch.eye(falls.shape[-2], dtype=r.dtype, device=r.device)
+        # relative to each entry of the diagonal: the differences of r may be many orders of magnitude apart
+        gamma = torch.linalg.inv_ex(products[..., :-1] * (1 + ridge * eye) + tiny * eye)[0] @ products[..., -1:]
+        return gram(gamma.mT, (moves - self.damping * falls).mT).squeeze(-2)
+
+
+def gram(a: Tensor, b: Tensor) -> Tensor:
+    """a b' for a: (..., i, n), b: (..., j, n); in a batch by sums, whose rounding does not depend on the batch."""
+    return a @ b.mT if a.ndim == 2 else dot(a.unsqueeze(-2), b.unsqueeze(-3))
 
 
 def fixed_point(

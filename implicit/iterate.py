@@ -22,7 +22,7 @@ from ._jacobian import Adjoint, Jacobian, check_on_fail, distance, jacobian
 from ._pytree import Unknown
 from .adjoint import Gradient, Unroll, check_count, verify
 from .linear import ConvergenceError, LinearReport, LinearSolver
-from .operator import dot, norm
+from .operator import norm
 
 # a residual that no longer falls, this many units in the last place of z from a solution: rounding, not failure
 ROUNDING = 1e3
@@ -57,10 +57,24 @@ class Problem:
     def __init__(self, system: System, linear: LinearSolver, live: bool = False) -> None:
         self.system, self.linear, self.live = system, linear, live
         self.fixed_point = system.fixed_point
-        self.f: Callable[[Tensor], Tensor] = system.again if live else system.value
+        # in plain eager mode the loop runs without a graph anyway; elsewhere tangents must be cut off
+        self.keep = live or eager()
+        self.single = self.keep and not live and not system.unknown.batch_dims and system.unknown.device.type == "cpu"
+        self.plain: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, z: Tensor) -> Tensor:
-        return self.f(z)
+        if self.plain is not None:
+            return self.plain(z)
+        r = self.system.first(z)
+        if self.keep and self.system.effects is not None and not self.system.effects.any:
+            self.plain = self.system.live
+        return r if self.keep else r.detach()
+
+    def size(self, v: Tensor) -> Any:
+        """|v| without a derivative: a tensor for each sample, or a Python number where there is only one."""
+        if self.single:
+            return torch.dot(v, v).item() ** 0.5
+        return norm(v.detach())
 
     def operator(self, z: Tensor) -> Jacobian:
         with torch.enable_grad():
@@ -146,6 +160,11 @@ class Tolerance:
         return self.rtol * (size if self.fixed_point else first) + (self.atol or 0.0)
 
 
+def some(mask: Any) -> bool:
+    """Whether it holds for any sample."""
+    return mask if isinstance(mask, bool) else bool(raw(mask).any())
+
+
 def step_samples(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """``new`` where ``mask``, a bool for each sample, else ``old``."""
     return torch.where(mask.unsqueeze(-1), new, old)
@@ -189,26 +208,23 @@ def iterate_one(
 ) -> tuple[Tensor, Info, Tensor]:
     """:func:`iterate` for a single sample on the CPU, where Python's numbers are faster than torch's."""
 
-    def length(v: Tensor) -> float:
-        return dot(v, v).item() ** 0.5
-
     r = f(z)
-    best = first = size = length(r)
+    best = first = size = f.size(r)
     if not size < float("inf"):
         raise ValueError("the residual at z0 is not finite; start from another z0")
-    largest = length(z)
+    largest = f.size(z)
     tol = tolerance.number(largest, first)
     converged, iterations, stalled = size <= (tol if method.by_residual else 0), 0, 0
     state = () if converged else method.start(f, z, r)
     while not converged and iterations < max_iter:
         z_new, r_new, state = method.step(f, z, r, state)
         iterations += 1
-        size_new = length(r_new)
+        size_new = f.size(r_new)
         if not size_new < float("inf"):
             break
         z, r, size = z_new, r_new, size_new
         stalled = 0 if size < best else stalled + 1
-        scale = length(z)
+        scale = f.size(z)
         best, largest = min(best, size), max(largest, scale)
         tol = tolerance.number(scale, first)
         now = method.finished(z, state, tolerance)
@@ -316,11 +332,11 @@ def solve(
     tolerance = Tolerance.make(common.rtol, common.atol, unknown.dtype, fixed_point)
     max_iter = common.max_iter or method.steps
     start = unknown.initial.detach()
-    single = not unknown.batch and common.batch_dims == 0 and eager() and start.device.type == "cpu"
-    loop = iterate_one if single else iterate
+    problem = Problem(system, common.linear)
+    loop = iterate_one if problem.single else iterate
     name = f"{'fixed_point' if fixed_point else 'root'} ({type(method).__name__})"
     with torch.no_grad():
-        z, info, tol = loop(Problem(system, common.linear), method, start, tolerance, max_iter)
+        z, info, tol = loop(problem, method, start, tolerance, max_iter)
         z = z.detach()
     report(info, tol, name, common.on_fail, max_iter)
 
