@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ._closure import eager
 from .adjoint import attach
 from .linear import Auto, LinearSolver
 
@@ -56,9 +57,13 @@ def hypergradient(
             raise ValueError(f"outer must return one number, got {getattr(out, 'shape', type(out).__name__)}")
         return out.reshape(())
 
-    with torch.enable_grad():
-        tensors = [leaves[i].detach().requires_grad_() for i in places]
-        gradients = torch.autograd.grad(value(*tensors), tensors, materialize_grads=True)
+    given = [leaves[i].detach() for i in places]
+    if eager():
+        with torch.enable_grad():
+            tensors = [t.requires_grad_() for t in given]
+            gradients = torch.autograd.grad(value(*tensors), tensors, materialize_grads=True)
+    else:
+        gradients = torch.func.grad(value, argnums=tuple(range(len(given))))(*given)
     filled: list[Any] = [None] * len(leaves)
     for i, g in zip(places, gradients, strict=True):
         filled[i] = g

@@ -37,8 +37,24 @@ def value_and_gradient(objective: Callable[[Any], Any], z: Any, has_aux: bool = 
         return value.sum(), (value, aux)  # samples do not depend on each other
 
     if not eager():
-        gradient, (value, aux) = torch.func.grad(evaluate, has_aux=True)(z)
-        return value, gradient, aux
+        if not has_aux:
+
+            def alone(z: Any) -> tuple[Tensor, Tensor]:
+                total, (value, _) = evaluate(z)
+                return total, value
+
+            gradient, value = torch.func.grad(alone, has_aux=True)(z)
+            return value, gradient, None
+        kept: list[Any] = []  # torch.func.grad hands on tensors alone
+
+        def tensors(z: Any) -> tuple[Tensor, Any]:
+            total, (value, aux) = evaluate(z)
+            leaves, spec = tree_flatten(aux)
+            kept[:] = leaves, spec
+            return total, (value, {i: t for i, t in enumerate(leaves) if isinstance(t, Tensor)})
+
+        gradient, (value, parts) = torch.func.grad(tensors, has_aux=True)(z)
+        return value, gradient, tree_unflatten([parts.get(i, t) for i, t in enumerate(kept[0])], kept[1])
     live = torch.is_grad_enabled()
     leaves, spec = tree_flatten(z)
     # a leaf that nobody differentiates is cut off: its own graph would only cost
@@ -72,7 +88,13 @@ class Stationary:
 
     def step(self, z: Any, gradient: Any, t: Any) -> Any:
         """The point that a step of length t leads to."""
-        return tree_map(lambda x, g: x - t * g, z, gradient)
+
+        def moved(x: Tensor, g: Tensor) -> Tensor:
+            if isinstance(t, Tensor) and t.ndim < x.ndim:
+                return x - t.reshape(*t.shape, *(1,) * (x.ndim - t.ndim)) * g
+            return x - t * g
+
+        return tree_map(moved, z, gradient)
 
     def residual(self, z: Any, gradient: Any) -> Any:
         return gradient

@@ -6,8 +6,8 @@ for each sample by itself: a sample whose step is good keeps it while others sti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from ._closure import raw
 from ._pytree import Unknown
 from .adjoint import Gradient, Implicit, check_count
 from .conditions import Mirror, Projected, Proximal, Stationary
-from .iterate import Common, Method, Problem, solve, step_samples
+from .iterate import Common, Method, Problem, samples, solve, step_samples
 from .linear import Auto, LinearSolver
 from .operator import dot, norm
 from .root import Newton
@@ -35,15 +35,10 @@ class Objective:
         self.condition: Stationary = f.system.function  # type: ignore[assignment]
         self.args, self.kwargs = tree_unflatten(f.system.leaves, f.system.spec)
 
-    @contextmanager
-    def quietly(self) -> Iterator[None]:
+    def quietly(self) -> AbstractContextManager[None]:
         """Evaluations beside those of F leave no trace on buffers and random state."""
         effects = self.system.effects
-        if effects is None or not effects.any():
-            yield
-        else:
-            with effects.repeated():
-                yield
+        return nullcontext() if effects is None else effects.repeated()
 
     def pack(self, tree: Any, name: str) -> Tensor:
         return self.unknown.pack(tree, name, True)
@@ -54,10 +49,17 @@ class Objective:
             value, gradient, _ = self.condition.evaluate(self.unknown.unpack(z), *self.args, **self.kwargs)
         return value, self.pack(gradient, "the gradient")
 
+    def start(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        value, g = self.evaluate(z)
+        if not bool(raw(value.isfinite()).all()):
+            raise ValueError(f"the objective at z0 is not finite{samples(raw(~value.isfinite()))}; start elsewhere")
+        return value, g
+
     def step(self, z: Tensor, g: Tensor, t: Tensor) -> Tensor:
         """z moved by t along -g, projected or shrunk."""
         leaves = tree_flatten(self.unknown.unpack(z))[0]
-        t = t.reshape(*t.shape, *(1,) * (leaves[0].ndim - t.ndim))
+        if len(leaves) == 1:  # so that a prox can multiply by it
+            t = t.reshape(*t.shape, *(1,) * (leaves[0].ndim - t.ndim))
         with self.quietly():
             moved = self.condition.step(self.unknown.unpack(z), self.unknown.unpack(g), t)
         return self.pack(moved, "proj or prox")
@@ -141,7 +143,7 @@ class FISTA(Descent):
 
     def start(self, f: Problem, z: Tensor, r: Tensor) -> Any:
         objective = Objective(f)
-        _, g = objective.evaluate(z)
+        _, g = objective.start(z)
         if self.step_size is not None:
             t = torch.full_like(r[..., 0], self.step_size)
         else:
@@ -211,7 +213,7 @@ class LBFGS(Descent):
         check_count(self.memory, "memory")
 
     def start(self, f: Problem, z: Tensor, r: Tensor) -> Any:
-        return Objective(f).evaluate(z)[0], (), (), (), torch.zeros_like(r[..., :1])
+        return Objective(f).start(z)[0], (), (), (), torch.zeros_like(r[..., :1])
 
     def step(self, f: Problem, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
         value, s, y, rho, scale = state
@@ -249,7 +251,7 @@ class NewtonDescent(Descent):
     steps = 200
 
     def start(self, f: Problem, z: Tensor, r: Tensor) -> Any:
-        return Objective(f).evaluate(z)[0]
+        return Objective(f).start(z)[0]
 
     def step(self, f: Problem, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
         d = f.direction(z, r)
@@ -299,7 +301,7 @@ class MirrorDescent(Descent):
         return lambda objective, **options: Mirror(objective, to_set, phi_grad, **options)
 
     def start(self, f: Problem, z: Tensor, r: Tensor) -> Any:
-        value, g = Objective(f).evaluate(z)
+        value, g = Objective(f).start(z)
         return value, g, torch.ones_like(value)
 
     def step(self, f: Problem, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
