@@ -33,10 +33,15 @@ def collect(tree: Any, found: list[Tensor]) -> None:
 class Recorder(TorchFunctionMode):
     """Notes each tensor that comes from outside, with its version when it was first seen."""
 
-    def __init__(self, given: Sequence[Tensor]) -> None:
+    def __init__(self, given: Sequence[Tensor] = ()) -> None:
         super().__init__()
-        self.inside = {id(t): t for t in given}
+        self.inside: dict[int, Tensor] = {}
         self.outside: dict[int, tuple[Tensor, int]] = {}
+        self.begin(given)
+
+    def begin(self, given: Sequence[Tensor]) -> None:
+        """These are not from outside."""
+        self.inside.update((id(t), t) for t in given)
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -84,7 +89,7 @@ class Substitute(TorchFunctionMode):
 
 def random_state() -> list[Tensor]:
     states = [torch.get_rng_state()]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():
         states += torch.cuda.get_rng_state_all()
     return states
 
@@ -206,21 +211,31 @@ class System:
         self.constant = False  # whether the first evaluation read nothing that needs a gradient
         self.aux: Any = None
 
-    def live(self, z: Tensor, given: Sequence[Tensor] | None = None) -> Tensor:
+    def live(self, z: Tensor, given: Sequence[Tensor] | None = None, recorder: Recorder | None = None) -> Tensor:
         """F(z) in plain torch operations, the arguments that need a gradient replaced by ``given``."""
+        y = self.image(z, given, recorder)
+        return z - y if self.fixed_point else y
+
+    def image(self, z: Tensor, given: Sequence[Tensor] | None = None, recorder: Recorder | None = None) -> Tensor:
+        """What the user's function makes of z, as (..., n)."""
         args, kwargs = self.args, self.kwargs
         if given is not None and self.given:
             leaves = list(self.leaves)
             for i, t in zip(self.given, given, strict=True):
                 leaves[i] = t
             args, kwargs = tree_unflatten(leaves, self.spec)
-        y = self.function(self.unknown.unpack(z), *args, **kwargs)
+        parts = self.unknown.unpack(z)
+        if recorder is None:
+            y = self.function(parts, *args, **kwargs)
+        else:
+            recorder.begin([*tree_flatten(parts)[0], *(given or ())])
+            with recorder:
+                y = self.function(parts, *args, **kwargs)
         if self.has_aux:
             if not (isinstance(y, tuple) and len(y) == 2):
                 raise TypeError(f"with has_aux=True the function must return (value, aux), got {type(y).__name__}")
             y, self.aux = y
-        r = self.unknown.pack(y, self.function, self.fixed_point)
-        return z - r if self.fixed_point else r
+        return self.unknown.pack(y, self.function, self.fixed_point)
 
     def once(self, z: Tensor, given: Sequence[Tensor] | None = None) -> tuple[Tensor, Recorder | None]:
         """F(z), recorded. The first evaluation is the one whose effects on buffers and random state remain."""
@@ -228,8 +243,11 @@ class System:
             return self.live(z, given), None
         first = self.effects is None
         effects = self.effects or Effects()
-        with effects.repeated(), Recorder([z, *(given or ())]) as recorder:
-            r = self.live(z, given)
+        recorder, version = Recorder(), z._version
+        with effects.repeated():
+            r = self.live(z, given, recorder)
+        if z._version != version:
+            raise ValueError("the function changes the unknown in place; let it make a new tensor (z = z + d)")
         if first:
             effects.done(recorder.mutated())
             self.effects = effects

@@ -34,9 +34,13 @@ class Picard(Method):
     def __post_init__(self) -> None:
         check_damping(self.damping)
 
+    def start(self, f: Problem, z: Tensor, r: Tensor) -> Any:
+        return z - r  # f(z)
+
     def step(self, f: Problem, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
-        z = z - r if self.damping == 1 else z - self.damping * r
-        return z, f(z), state
+        z = state if self.damping == 1 else z - self.damping * r
+        image = f.image(z)
+        return z, z - image, image
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +140,7 @@ def fixed_point(
         (tensor(-0.3218),)
     """
     common = Common(linear, grad, rtol, atol, max_iter, on_fail, batch_dims, has_aux, info)
-    return solve(f, z0, args, kwargs, method, common, fixed_point=True)
+    return solve(f, z0, args, kwargs, method, common, fixed_point=True, name="fixed_point")
 
 
 def custom_fixed_point(

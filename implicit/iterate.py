@@ -60,15 +60,19 @@ class Problem:
         # in plain eager mode the loop runs without a graph anyway; elsewhere tangents must be cut off
         self.keep = live or eager()
         self.single = self.keep and not live and not system.unknown.batch_dims and system.unknown.device.type == "cpu"
-        self.plain: Callable[[Tensor], Tensor] | None = None
+        self.plain = False
 
     def __call__(self, z: Tensor) -> Tensor:
-        if self.plain is not None:
-            return self.plain(z)
+        if self.plain:
+            return self.system.live(z)
         r = self.system.first(z)
-        if self.keep and self.system.effects is not None and not self.system.effects.any:
-            self.plain = self.system.live
+        # without side effects to undo nothing needs to be done around the user's function
+        self.plain = self.keep and self.system.effects is not None and not self.system.effects.any
         return r if self.keep else r.detach()
+
+    def image(self, z: Tensor) -> Tensor:
+        """f(z) of a fixed point."""
+        return self.system.image(z) if self.plain else z - self(z)
 
     def size(self, v: Tensor) -> Any:
         """|v| without a derivative: a tensor for each sample, or a Python number where there is only one."""
@@ -205,14 +209,14 @@ def iterate(f: Problem, method: Method, z: Tensor, tolerance: Tolerance, max_ite
 
 def iterate_one(
     f: Problem, method: Method, z: Tensor, tolerance: Tolerance, max_iter: int
-) -> tuple[Tensor, Info, Tensor]:
+) -> tuple[Tensor, Info, float]:
     """:func:`iterate` for a single sample on the CPU, where Python's numbers are faster than torch's."""
 
     r = f(z)
     best = first = size = f.size(r)
     if not size < float("inf"):
         raise ValueError("the residual at z0 is not finite; start from another z0")
-    largest = f.size(z)
+    largest = reach = f.size(z)
     tol = tolerance.number(largest, first)
     converged, iterations, stalled = size <= (tol if method.by_residual else 0), 0, 0
     state = () if converged else method.start(f, z, r)
@@ -224,15 +228,17 @@ def iterate_one(
             break
         z, r, size = z_new, r_new, size_new
         stalled = 0 if size < best else stalled + 1
-        scale = f.size(z)
-        best, largest = min(best, size), max(largest, scale)
-        tol = tolerance.number(scale, first)
+        best = min(best, size)
+        reach += 10 * size
+        if stalled or size <= tolerance.number(reach, first):  # else |z| need not be known
+            reach = f.size(z)
+            largest, tol = max(largest, reach), tolerance.number(reach, first)
         now = method.finished(z, state, tolerance)
         converged = size <= tol if now is None else bool(now)
         if now is None and not converged and stalled >= PATIENCE:
             converged = bool(f.distance(z, r) <= ROUNDING * torch.finfo(z.dtype).eps * largest)
     info = Info(torch.tensor(converged), torch.tensor(iterations), torch.tensor(size, dtype=z.dtype))
-    return z, info, torch.tensor(tol, dtype=z.dtype)
+    return z, info, tol
 
 
 def unroll(f: Problem, method: Method, z: Tensor, iterations: Tensor, checkpoint: int | None) -> Tensor:
@@ -269,12 +275,13 @@ def samples(bad: Tensor) -> str:
     return f" in {len(which)} of {bad.numel()} samples ({shown}{', ...' if len(which) > 8 else ''})"
 
 
-def report(info: Info, tol: Tensor, name: str, on_fail: str, max_iter: int) -> None:
+def report(info: Info, tol: Tensor | float, name: str, on_fail: str, max_iter: int) -> None:
     """Raise or warn if a sample did not converge."""
-    bad = ~raw(info.converged)
-    if on_fail not in ("raise", "warn") or not bool(bad.any()):
+    if on_fail not in ("raise", "warn") or not some(~info.converged):
         return
-    residual, tolerance, count = (raw(t).expand(bad.shape)[bad] for t in (info.residual, tol, info.iterations))
+    bad = ~raw(info.converged)
+    tols = raw(tol) if isinstance(tol, Tensor) else torch.tensor(tol)
+    residual, tolerance, count = (t.expand(bad.shape)[bad] for t in (raw(info.residual), tols, raw(info.iterations)))
     worst = int(residual.argmax())
     stopped = int(count[worst]) < max_iter
     hint = (
@@ -325,6 +332,7 @@ def solve(
     method: Method,
     common: Common,
     fixed_point: bool,
+    name: str = "root",
 ) -> Any:
     """Run ``method`` and give its answer the derivatives that ``common.grad`` names: what root and fixed_point do."""
     unknown = Unknown(z0, common.batch_dims)
@@ -334,11 +342,10 @@ def solve(
     start = unknown.initial.detach()
     problem = Problem(system, common.linear)
     loop = iterate_one if problem.single else iterate
-    name = f"{'fixed_point' if fixed_point else 'root'} ({type(method).__name__})"
     with torch.no_grad():
         z, info, tol = loop(problem, method, start, tolerance, max_iter)
         z = z.detach()
-    report(info, tol, name, common.on_fail, max_iter)
+    report(info, tol, f"{name} ({type(method).__name__})", common.on_fail, max_iter)
 
     def on_report(adjoint: LinearReport) -> None:
         info.adjoint = adjoint
