@@ -24,6 +24,7 @@ from .operator import (
     is_wrapped,
     norm,
     raise_unconverged,
+    sign_row,
     signs,
 )
 
@@ -69,10 +70,13 @@ class Direct(LinearSolver):
         matrix = op.shifted(self.ridge).dense()
         x, fine, reason = self.solve_columns(matrix, b.unsqueeze(-1))
         x = x.squeeze(-1)
-        with torch.no_grad():
-            error = norm((matrix @ x.unsqueeze(-1)).squeeze(-1) - b)
-            residual = torch.where(error == 0, 0, error / norm(b))
-            converged = fine & residual.isfinite()
+        numbers = x.detach()
+        converged = fine & (torch.linalg.vector_norm(numbers, dim=-1) < torch.inf)
+
+        def residual() -> Tensor:
+            error = norm((matrix.detach() @ numbers.unsqueeze(-1)).squeeze(-1) - b.detach())
+            return torch.where(error == 0, 0, error / norm(b.detach()))
+
         return x, LinearReport(converged, torch.ones_like(converged, dtype=torch.int64), residual, reason)
 
     def solve_columns(self, matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor, str]:
@@ -80,19 +84,16 @@ class Direct(LinearSolver):
         raise NotImplementedError
 
 
-def _probe(matrix: Tensor) -> Tensor:
-    """A fixed random vector as a column (..., n, 1)."""
-    return signs(matrix[..., :, :1].squeeze(-1) if matrix.shape[-1] else matrix.sum(-1)).unsqueeze(-1)
-
-
 def _regular(matrix: Tensor, info: Tensor, solution: Tensor) -> Tensor:
-    """Whether A is regular to working precision, from the solution for :func:`_probe`.
+    """Whether A is regular to working precision, from the solution for :func:`sign_row`.
 
     For a fixed random u the growth |A| |A^-1 u| / |u| is nearly the condition number; that of the right-hand side
     itself tells nothing where it is in the range of a singular A.
     """
-    growth = norm(matrix.detach().flatten(-2)) * norm(solution.detach().squeeze(-1)) / matrix.shape[-1] ** 0.5
-    return (info == 0) & growth.isfinite() & (growth < 0.1 / torch.finfo(matrix.dtype).eps)
+    matrix, solution = matrix.detach(), solution.detach()
+    growth = torch.linalg.matrix_norm(matrix) * torch.linalg.vector_norm(solution, dim=(-2, -1))
+    # NaN and infinity are not below the bound
+    return (info == 0) & (growth < 0.1 * matrix.shape[-1] ** 0.5 / torch.finfo(matrix.dtype).eps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +111,11 @@ class LU(Direct):
     def solve_columns(self, matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor, str]:
         if matrix.shape[-1] == 0:
             return matrix @ b, torch.ones(matrix.shape[:-2], dtype=torch.bool, device=b.device), ""
-        batch, u = torch.broadcast_shapes(matrix.shape[:-2], b.shape[:-2]), _probe(matrix)
-        both = torch.cat([t.expand(*batch, *t.shape[-2:]) for t in (b, u)], -1)
+        rows, u = b.mT, sign_row(matrix)
+        if matrix.ndim > 2 or b.ndim > 2:
+            batch = torch.broadcast_shapes(matrix.shape[:-2], b.shape[:-2])
+            rows, u = (t.expand(*batch, *t.shape[-2:]) for t in (rows, u))
+        both = torch.cat([rows, u], -2).mT  # by columns, as LAPACK wants it
         if forward_levels() == 0:
             x, info = torch.linalg.solve_ex(matrix, both)
         else:
@@ -146,7 +150,7 @@ class Cholesky(Direct):
             raise ValueError("Cholesky needs a symmetric matrix; use LU(), or symmetrize it: (A + A.mT) / 2")
         factor, info = torch.linalg.cholesky_ex((matrix + matrix.mT) / 2)
         x = torch.cholesky_solve(b, factor)
-        fine = _regular(matrix, info, torch.cholesky_solve(_probe(matrix), factor))
+        fine = _regular(matrix, info, torch.cholesky_solve(sign_row(matrix).mT.expand(*matrix.shape[:-1], 1), factor))
         return x, fine, "found a matrix that is not positive definite"
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,13 +35,28 @@ def norm(a: Tensor) -> Tensor:
 
 
 def signs(like: Tensor, seed: int = 0) -> Tensor:
-    """A fixed pseudo-random vector of +1 and -1 for each sample: |A u| is then close to A's Frobenius norm.
+    """A fixed pseudo-random vector of +1 and -1 for each sample: |A u| is then close to A's Frobenius norm."""
+    return sign_row(like, seed)[0].expand(like.shape)
 
-    Hashed from the position (the multiplier of L'Ecuyer's generator), so that no random state is touched.
-    """
-    i = torch.arange(like.shape[-1], device=like.device) + 1 + 7919 * seed
-    mixed = ((i * 2862933555777941757) >> 33) * 3202034522624059733
-    return (1 - 2 * ((mixed >> 40) & 1)).to(like.dtype).expand(like.shape)
+
+def sign_row(like: Tensor, seed: int = 0) -> Tensor:
+    """The vector as a row (1, n). Hashed from the position, so that no random state is touched."""
+    key = (like.shape[-1], like.dtype, like.device, seed)
+    row = _ROWS.get(key)
+    if row is None or torch.compiler.is_compiling():
+        with torch.inference_mode(False):
+            i = torch.arange(like.shape[-1], device=like.device) + 1 + 7919 * seed
+            mixed = ((i * 2862933555777941757) >> 33) * 3202034522624059733
+            row = (1 - 2 * ((mixed >> 40) & 1)).to(like.dtype).unsqueeze(0)
+        # under a transform or a compiler the tensor belongs to that
+        if not torch.compiler.is_compiling() and type(row) is Tensor and not is_wrapped(row):
+            if len(_ROWS) > 64:
+                _ROWS.clear()
+            _ROWS[key] = row
+    return row
+
+
+_ROWS: dict[tuple[Any, ...], Tensor] = {}
 
 
 class LinearOperator:
@@ -166,14 +180,28 @@ def _pullback(matvec: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return pull
 
 
-@dataclass(frozen=True, eq=False)
 class LinearReport:
     """How a solve went, for each sample (shape: the batch): ``residual`` is |b - A x| / |b|."""
 
-    converged: Tensor
-    iterations: Tensor
-    residual: Tensor
-    reason: str = "did not converge"
+    def __init__(
+        self,
+        converged: Tensor,
+        iterations: Tensor,
+        residual: Tensor | Callable[[], Tensor],
+        reason: str = "did not converge",
+    ) -> None:
+        self.converged, self.iterations, self.reason, self._residual = converged, iterations, reason, residual
+
+    @property
+    def residual(self) -> Tensor:
+        """Computed when first asked for, by solvers that do not need it themselves."""
+        if not isinstance(self._residual, Tensor):
+            self._residual = self._residual()
+        return self._residual
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={getattr(self, name)}" for name in ("converged", "iterations", "residual"))
+        return f"LinearReport({fields})"
 
     def check(self, what: str = "the linear solve") -> None:
         """Raise ConvergenceError with the samples that failed, if any did."""
