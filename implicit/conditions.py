@@ -25,46 +25,47 @@ def subtract(a: Any, b: Any) -> Any:
 def value_and_gradient(objective: Callable[[Any], Any], z: Any, has_aux: bool = False) -> tuple[Tensor, Any, Any]:
     """(objective(z), its gradient for each sample, aux); differentiable where z or what objective reads is."""
 
-    def evaluate(z: Any) -> tuple[Tensor, tuple[Tensor, Any]]:
+    def evaluate(z: Any) -> tuple[Tensor, Any]:
         out = objective(z)
         if has_aux and not (isinstance(out, tuple) and len(out) == 2):
             raise TypeError(f"with has_aux=True the objective must return (value, aux), got {type(out).__name__}")
         value, aux = out if has_aux else (out, None)
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise TypeError(
-                f"the objective must return a floating-point tensor, got {getattr(value, 'dtype', value)!r}"
-            )
-        return value.sum(), (value, aux)  # samples do not depend on each other
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"the objective must return a floating-point tensor, got {got}")
+        return value, aux
 
     if not eager():
         if not has_aux:
 
             def alone(z: Any) -> tuple[Tensor, Tensor]:
-                total, (value, _) = evaluate(z)
-                return total, value
+                value, _ = evaluate(z)
+                return value.sum(), value  # samples do not depend on each other
 
             gradient, value = torch.func.grad(alone, has_aux=True)(z)
             return value, gradient, None
         kept: list[Any] = []  # torch.func.grad hands on tensors alone
 
         def tensors(z: Any) -> tuple[Tensor, Any]:
-            total, (value, aux) = evaluate(z)
+            value, aux = evaluate(z)
             leaves, spec = tree_flatten(aux)
             kept[:] = leaves, spec
-            return total, (value, {i: t for i, t in enumerate(leaves) if isinstance(t, Tensor)})
+            return value.sum(), (value, {i: t for i, t in enumerate(leaves) if isinstance(t, Tensor)})
 
         gradient, (value, parts) = torch.func.grad(tensors, has_aux=True)(z)
         return value, gradient, tree_unflatten([parts.get(i, t) for i, t in enumerate(kept[0])], kept[1])
     live = torch.is_grad_enabled()
-    leaves, spec = tree_flatten(z)
+    leaves, spec = ([z], None) if isinstance(z, Tensor) else tree_flatten(z)
     # a leaf that nobody differentiates is cut off: its own graph would only cost
     leaves = [t if live and t.requires_grad else t.detach().requires_grad_() for t in leaves]
     with torch.enable_grad():
-        total, (value, aux) = evaluate(tree_unflatten(leaves, spec))
-        if not total.requires_grad:
+        value, aux = evaluate(leaves[0] if spec is None else tree_unflatten(leaves, spec))
+        if not value.requires_grad:
             raise ValueError("the objective does not depend on the unknown through torch operations")
-        parts = torch.autograd.grad(total, leaves, create_graph=live, materialize_grads=True)
-    return (value if live else value.detach()), tree_unflatten(parts, spec), aux
+        ones = torch.ones_like(value) if value.ndim else None
+        found = torch.autograd.grad(value, leaves, ones, create_graph=live, allow_unused=True)
+        parts = [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, found, strict=True)]
+    return (value if live else value.detach()), (parts[0] if spec is None else tree_unflatten(parts, spec)), aux
 
 
 class Stationary:

@@ -7,6 +7,7 @@ A sample that is done takes steps of length exactly zero: its bits do not depend
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -146,6 +147,8 @@ class CG(Iterative):
             )
 
     def _cycle(self, op: LinearOperator, m: Product, r: Tensor, tol: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+        if r.ndim == 1:
+            return self._single(op, m, r.clone(), tol.item(), limit)
         d, p, rz = torch.zeros_like(r), torch.zeros_like(r), torch.ones_like(tol)
         active = norm(r) > tol
         taken = torch.zeros_like(tol, dtype=torch.int64)
@@ -161,6 +164,23 @@ class CG(Iterative):
             if not bool(active.any()):
                 break
         return d, taken
+
+    def _single(self, op: LinearOperator, m: Product, r: Tensor, tol: float, limit: int) -> tuple[Tensor, Tensor]:
+        """The cycle for one vector, with numbers of Python: a few operations on short vectors is all that it costs."""
+        d, p, rz, taken, size = torch.zeros_like(r), torch.zeros_like(r), 1.0, 0, torch.dot(r, r).item() ** 0.5
+        while taken < limit and size > tol:
+            z = m(r)
+            rz_new = size**2 if self.preconditioner is None else torch.dot(r, z).item()
+            p.mul_(rz_new / rz).add_(z)
+            q = op.matvec(p)
+            rz, bend = rz_new, torch.dot(p, q).item()
+            taken += 1
+            if rz == 0 or bend == 0 or not math.isfinite(rz / bend):
+                break
+            d.add_(p, alpha=rz / bend)
+            r.sub_(q, alpha=rz / bend)
+            size = torch.dot(r, r).item() ** 0.5
+        return d, torch.tensor(taken)
 
 
 @dataclass(frozen=True, eq=False)

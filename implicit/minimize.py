@@ -31,9 +31,17 @@ class Objective:
     """The objective behind a condition, on z: (..., n)."""
 
     def __init__(self, f: Problem) -> None:
+        self.free = type(f.system.function) is Stationary  # neither proj nor prox
         self.system, self.unknown = f.system, f.system.unknown
         self.condition: Stationary = f.system.function  # type: ignore[assignment]
         self.args, self.kwargs = tree_unflatten(f.system.leaves, f.system.spec)
+
+    @staticmethod
+    def of(f: Problem) -> Objective:
+        """The objective behind f, made once."""
+        if not hasattr(f, "objective"):
+            f.objective = Objective(f)  # type: ignore[attr-defined]
+        return f.objective  # type: ignore[attr-defined]
 
     def quietly(self) -> AbstractContextManager[None]:
         """Evaluations beside those of F leave no trace on buffers and random state."""
@@ -57,6 +65,8 @@ class Objective:
 
     def step(self, z: Tensor, g: Tensor, t: Tensor) -> Tensor:
         """z moved by t along -g, projected or shrunk."""
+        if self.free:
+            return z - t.unsqueeze(-1) * g
         leaves = tree_flatten(self.unknown.unpack(z))[0]
         if len(leaves) == 1:  # so that a prox can multiply by it
             t = t.reshape(*t.shape, *(1,) * (leaves[0].ndim - t.ndim))
@@ -65,6 +75,8 @@ class Objective:
         return self.pack(moved, "proj or prox")
 
     def residual(self, z: Tensor, g: Tensor) -> Tensor:
+        if self.free:
+            return g
         with self.quietly():
             return self.pack(self.condition.residual(self.unknown.unpack(z), self.unknown.unpack(g)), "proj or prox")
 
@@ -142,8 +154,8 @@ class FISTA(Descent):
             raise ValueError(f"step_size must be positive, got {self.step_size!r}")
 
     def start(self, f: Problem, z: Tensor, r: Tensor) -> Any:
-        objective = Objective(f)
-        _, g = objective.start(z)
+        objective = Objective.of(f)
+        g = r if objective.free else objective.start(z)[1]
         if self.step_size is not None:
             t = torch.full_like(r[..., 0], self.step_size)
         else:
@@ -154,15 +166,20 @@ class FISTA(Descent):
         return z, g, t, torch.ones_like(t)
 
     def step(self, f: Problem, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
-        objective = Objective(f)
+        if not self.accelerated and self.step_size is not None and Objective.of(f).free:
+            z = torch.sub(z, r, alpha=self.step_size)
+            return z, f(z), state
+        objective = Objective.of(f)
         y, g, t, momentum = state
         for _ in range(60):
             z_new = objective.step(y, g, t)
             _, g_new = objective.evaluate(z_new)
+            if self.step_size is not None:
+                break
             d = z_new - y
             # t <= 1/L along the step, by gradients: differences of values drown in rounding near the solution
             good = dot(g_new - g, d) <= (1 + 1e-6) * dot(d, d) / t
-            if self.step_size is not None or bool(raw(good).all()):
+            if bool(raw(good).all()):
                 break
             t = torch.where(good, t, t / 2)
         if not self.accelerated:
@@ -213,7 +230,7 @@ class LBFGS(Descent):
         check_count(self.memory, "memory")
 
     def start(self, f: Problem, z: Tensor, r: Tensor) -> Any:
-        return Objective(f).start(z)[0], (), (), (), torch.zeros_like(r[..., :1])
+        return Objective.of(f).start(z)[0], (), (), (), torch.zeros_like(r[..., :1])
 
     def step(self, f: Problem, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
         value, s, y, rho, scale = state
@@ -228,7 +245,7 @@ class LBFGS(Descent):
             d = d + (a - ri * dot(yi, d).unsqueeze(-1)) * si
         downhill = dot(d, r) < 0
         d = step_samples(downhill, d, -r)
-        z_new, value, r_new = search(Objective(f), z, value, r, d, torch.ones_like(value))
+        z_new, value, r_new = search(Objective.of(f), z, value, r, d, torch.ones_like(value))
         ds, dy = z_new - z, r_new - r
         curvature = dot(ds, dy).unsqueeze(-1)
         # a pair without positive curvature would make the model indefinite: it counts as absent, for that sample
@@ -251,7 +268,7 @@ class NewtonDescent(Descent):
     steps = 200
 
     def start(self, f: Problem, z: Tensor, r: Tensor) -> Any:
-        return Objective(f).start(z)[0]
+        return Objective.of(f).start(z)[0]
 
     def step(self, f: Problem, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
         d = f.direction(z, r)
@@ -260,7 +277,7 @@ class NewtonDescent(Descent):
         downhill = (dot(d, r) < 0) | (norm(r) == 0)
         if not bool(raw(downhill).all()):
             d = step_samples(downhill, d, -(absolute(f.jacobian(z)) @ r.unsqueeze(-1)).squeeze(-1))
-        z, value, r = search(Objective(f), z, state, r, d, torch.ones_like(state))
+        z, value, r = search(Objective.of(f), z, state, r, d, torch.ones_like(state))
         return z, r, value
 
 
@@ -301,11 +318,11 @@ class MirrorDescent(Descent):
         return lambda objective, **options: Mirror(objective, to_set, phi_grad, **options)
 
     def start(self, f: Problem, z: Tensor, r: Tensor) -> Any:
-        value, g = Objective(f).start(z)
+        value, g = Objective.of(f).start(z)
         return value, g, torch.ones_like(value)
 
     def step(self, f: Problem, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
-        objective = Objective(f)
+        objective = Objective.of(f)
         value, g, t = state
         eps = torch.finfo(z.dtype).eps
         first = None
@@ -367,4 +384,4 @@ def minimize(
         )
     common = Common(linear, grad, rtol, atol, max_iter, on_fail, batch_dims, has_aux, info)
     condition = method.condition(proj, prox)(objective, has_aux=has_aux, batch=Unknown(z0, batch_dims).batch)
-    return solve(condition, z0, args, kwargs, method, common, fixed_point=False)
+    return solve(condition, z0, args, kwargs, method, common, fixed_point=False, name="minimize")
