@@ -21,6 +21,10 @@ from .operator import LinearOperator, LinearReport, LinearSolver, as_operator, c
 Product = Callable[[Tensor], Tensor]
 
 
+class NotSymmetricError(ValueError):
+    """CG was given an operator that is not symmetric."""
+
+
 def _ratio(a: Tensor, b: Tensor, active: Tensor) -> Tensor:
     """a / b for the active samples where it exists, else 0: a step of length zero, never NaN."""
     q = a / b
@@ -141,7 +145,7 @@ class CG(Iterative):
         gap = (dot(v, au) - dot(u, av)).abs()
         bound = torch.finfo(u.dtype).eps ** 0.5 * (norm(v) * norm(au) + norm(u) * norm(av))
         if bool((gap > bound).any()):
-            raise ValueError(
+            raise NotSymmetricError(
                 f"CG needs a symmetric operator, but |u'A v - v'A u| = {gap.max().item():.1e} for a random u, v; "
                 "use GMRES(), BiCGStab() or NormalCG()"
             )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._closure import Recorder, Substitute, check_recorded, eager
 from ._solve import solve_parametric
-from .krylov import CG, GMRES, BiCGStab, Iterative, Neumann, NormalCG
+from .krylov import CG, GMRES, BiCGStab, Iterative, Neumann, NormalCG, NotSymmetricError
 from .operator import (
     ConvergenceError,
     LinearOperator,
@@ -228,17 +228,19 @@ class Auto(LinearSolver):
         try:
             with torch.no_grad():
                 cg._probe(op, u, op.matvec(u))
-        except ValueError:
+        except NotSymmetricError:
             return self._iterative(GMRES)
         return cg
 
     def solve(self, op: LinearOperator, b: Tensor, x0: Tensor | None = None) -> tuple[Tensor, LinearReport]:
         check_system(op, b, x0)
-        solver = self.choose(op)
-        x, report = solver.solve(op, b, x0)
-        if isinstance(solver, CG) and not bool(report.converged.all()):
-            return self._iterative(GMRES).solve(op, b, x)
-        return x, report
+        if self.is_direct(op):
+            return LU(self.ridge).solve(op, b, x0)
+        try:
+            x, report = self._iterative(CG).solve(op, b, x0)
+        except NotSymmetricError:
+            return self._iterative(GMRES).solve(op, b, x0)
+        return (x, report) if bool(report.converged.all()) else self._iterative(GMRES).solve(op, b, x)
 
 
 # --- the public solve -------------------------------------------------------------------------------------------------
