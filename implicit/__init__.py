@@ -22,6 +22,7 @@ from .linear import (
     NormalCG,
     linear_solve,
 )
+from .report import GradientReport, gradient_report
 from .root import Bisection, Broyden, Chord, LevenbergMarquardt, Newton, custom_root, root
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Chord",
     "ConvergenceError",
     "Equilibrium",
+    "GradientReport",
     "Implicit",
     "Info",
     "LevenbergMarquardt",
@@ -54,6 +56,7 @@ __all__ = [
     "custom_fixed_point",
     "custom_root",
     "fixed_point",
+    "gradient_report",
     "linear_solve",
     "root",
 ]

@@ -8,7 +8,7 @@ in their place, :class:`Effects` undoes what repeated evaluations do to buffers 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -30,6 +30,10 @@ def collect(tree: Any, found: list[Tensor]) -> None:
             collect(item.values(), found)
 
 
+# functions that write to buffers among their arguments without a change of version
+WRITES = {"batch_norm", "instance_norm"}
+
+
 class Recorder(TorchFunctionMode):
     """Notes each tensor that comes from outside, with its version when it was first seen."""
 
@@ -37,6 +41,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.inside: dict[int, Tensor] = {}
         self.outside: dict[int, tuple[Tensor, int]] = {}
+        self.watched: list[tuple[Tensor, Tensor]] = []
         self.begin(given)
 
     def begin(self, given: Sequence[Tensor]) -> None:
@@ -51,6 +56,9 @@ class Recorder(TorchFunctionMode):
         for t in found:
             if id(t) not in self.inside and id(t) not in self.outside:
                 self.outside[id(t)] = (t, 0 if t.is_inference() else t._version)
+        if getattr(func, "__name__", "") in WRITES:
+            with torch.no_grad():
+                self.watched += [(t, t.clone()) for t in found if id(t) in self.outside and not t.requires_grad]
         out = func(*args, **kwargs)
         made: list[Tensor] = []
         collect((out,), made)
@@ -63,7 +71,9 @@ class Recorder(TorchFunctionMode):
         return [t for t, _ in self.outside.values() if t.requires_grad]
 
     def mutated(self) -> list[Tensor]:
-        return [t for t, version in self.outside.values() if not t.is_inference() and t._version != version]
+        found = {id(t): t for t, version in self.outside.values() if not t.is_inference() and t._version != version}
+        found.update((id(t), t) for t, before in self.watched if not torch.equal(t, before))
+        return list(found.values())
 
 
 class Substitute(TorchFunctionMode):
@@ -116,22 +126,20 @@ class Effects:
 
     @contextmanager
     def repeated(self) -> Iterator[None]:
-        """The same random numbers and the same buffers as before; afterwards as if nothing had happened."""
+        """The same random numbers as before, and copies of the buffers as they were left."""
         if not self.any:
             yield
             return
         states = random_state()
-        before = [(t, t.detach().clone()) for t, _ in self.buffers]
         if self.random:
             set_random_state(self.start)
         try:
-            yield
+            # copies, not values put back: autograd may have saved a buffer for backward
+            with Substitute([t for t, _ in self.buffers], [v.clone() for _, v in self.buffers]):
+                yield
         finally:
             if self.random:
                 set_random_state(states)
-            with torch.no_grad():
-                for t, value in before:
-                    t.copy_(value)
 
 
 def transforms() -> list[Any]:
@@ -244,7 +252,7 @@ class System:
         first = self.effects is None
         effects = self.effects or Effects()
         recorder, version = Recorder(), z._version
-        with effects.repeated():
+        with effects.repeated() if effects.any else nullcontext():
             r = self.live(z, given, recorder)
         if z._version != version:
             raise ValueError("the function changes the unknown in place; let it make a new tensor (z = z + d)")

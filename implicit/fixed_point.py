@@ -97,7 +97,8 @@ class Anderson(Method):
         eye = torch.eye(falls.shape[-2], dtype=r.dtype, device=r.device)
         # relative to each entry of the diagonal: the differences of r may be many orders of magnitude apart
         gamma = torch.linalg.inv_ex(products[..., :-1] * (1 + ridge * eye) + tiny * eye)[0] @ products[..., -1:]
-        return gram(gamma.mT, (moves - self.damping * falls).mT).squeeze(-2)
+        # a constant where steps are unrolled: the derivative of the inverse is lost in rounding near convergence
+        return gram(gamma.mT.detach(), (moves - self.damping * falls).mT).squeeze(-2)
 
 
 def gram(a: Tensor, b: Tensor) -> Tensor:
@@ -117,6 +118,7 @@ def fixed_point(
     grad: Gradient = Implicit(),
     on_fail: str = "raise",
     batch_dims: int = 0,
+    in_dims: tuple[int | None, ...] | None = None,
     has_aux: bool = False,
     info: bool = False,
     **kwargs: Any,
@@ -124,11 +126,11 @@ def fixed_point(
     """z = f(z, *args, **kwargs), differentiable in everything that f reads: dz = (I - f_z)^-1 f_theta dtheta.
 
     Args:
-        f: a map from the pytree z to one of the same shapes; with ``has_aux`` it returns (f(z), aux).
-        z0: where to start.
+        f, z0: a map from the pytree z to one of the same shapes; where to start. With ``has_aux``, f gives (f(z), aux).
         method: Anderson, Picard or Broyden.
         rtol, atol: |f(z) - z| <= atol + rtol |z|, in the Euclidean norm; 1e-11 by default, 1e-5 in float32.
-        max_iter, linear, grad, batch_dims: steps; adjoint solver; derivative; leading dims that number problems.
+        max_iter, linear, grad, batch_dims: steps; adjoint solver; derivative; leading dims that number samples.
+        in_dims: the dim of each of ``args`` that numbers samples, or None: finished ones are then left out.
         on_fail: "raise", "warn", "nan" (for the samples that failed), "ignore"; also for the adjoint.
 
     Returns: z, then aux (constant) with ``has_aux``, then Info with ``info``.
@@ -139,7 +141,7 @@ def fixed_point(
         >>> torch.autograd.grad(implicit.fixed_point(lambda z, a: torch.cos(a * z), torch.tensor(1.0), a), a)
         (tensor(-0.3218),)
     """
-    common = Common(linear, grad, rtol, atol, max_iter, on_fail, batch_dims, has_aux, info)
+    common = Common(linear, grad, rtol, atol, max_iter, on_fail, batch_dims, has_aux, info, in_dims)
     return solve(f, z0, args, kwargs, method, common, fixed_point=True, name="fixed_point")
 
 

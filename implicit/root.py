@@ -228,9 +228,7 @@ def inverse_jacobian(f: Problem, z: Tensor) -> Tensor:
     inv, info = torch.linalg.inv_ex(J)
     singular = raw((info != 0) | ~inv.isfinite().flatten(-2).all(-1))
     if bool(singular.any()):
-        raise ValueError(
-            f"the Jacobian at z0 is singular{samples(singular)}: start elsewhere, or use LevenbergMarquardt()"
-        )
+        raise ValueError(f"singular Jacobian at z0{samples(singular)}: start elsewhere, or use LevenbergMarquardt()")
     return inv
 
 
@@ -246,6 +244,7 @@ def root(
     grad: Gradient = Implicit(),
     on_fail: str = "raise",
     batch_dims: int = 0,
+    in_dims: tuple[int | None, ...] | None = None,
     has_aux: bool = False,
     info: bool = False,
     **kwargs: Any,
@@ -253,11 +252,11 @@ def root(
     """z with f(z, *args, **kwargs) = 0, differentiable in everything that f reads: dz = -J^-1 f_theta dtheta.
 
     Args:
-        f: as many equations as unknowns, pytrees both; with ``has_aux`` it returns (value, aux).
-        z0: where to start.
+        f, z0: as many equations as unknowns, pytrees both; where to start. With ``has_aux``, f gives (value, aux).
         method: Newton, Broyden, Chord, Bisection or LevenbergMarquardt.
         rtol, atol: |f(z)| <= atol + rtol |f(z0)|; by default 0 and 1e-11 (1e-5 in float32), or down to rounding.
-        max_iter, linear, grad, batch_dims: steps; linear solver; derivative; leading dims that number problems.
+        max_iter, linear, grad, batch_dims: steps; linear solver; derivative; leading dims that number samples.
+        in_dims: the dim of each of ``args`` that numbers samples, or None: finished ones are then left out.
         on_fail: "raise", "warn", "nan" (for the samples that failed), "ignore"; also for the adjoint.
 
     Returns: z, then aux (constant) with ``has_aux``, then Info with ``info``.
@@ -268,7 +267,7 @@ def root(
         >>> torch.autograd.grad(implicit.root(lambda z, a: z**3 - a, torch.tensor(1.0), a), a)
         (tensor(0.0833),)
     """
-    common = Common(linear, grad, rtol, atol, max_iter, on_fail, batch_dims, has_aux, info)
+    common = Common(linear, grad, rtol, atol, max_iter, on_fail, batch_dims, has_aux, info, in_dims)
     return solve(f, z0, args, kwargs, method, common, fixed_point=False)
 
 
