@@ -4,10 +4,12 @@ A solution z of F(z, theta) = 0 moves with theta as z' = -J^-1 F_theta, J = dF/d
 The package stands alone and knows nothing of smoothops.
 """
 
+from . import conditions
+from ._loop import Info
 from .adjoint import Implicit, OneStep, Phantom, Truncated, Unroll, attach
+from .bilevel import hypergradient
 from .equilibrium import Equilibrium
 from .fixed_point import Anderson, Picard, custom_fixed_point, fixed_point
-from .iterate import Info
 from .linear import (
     CG,
     GMRES,
@@ -22,12 +24,15 @@ from .linear import (
     NormalCG,
     linear_solve,
 )
+from .minimize import FISTA, LBFGS, GradientDescent, MirrorDescent, minimize
 from .report import GradientReport, gradient_report
 from .root import Bisection, Broyden, Chord, LevenbergMarquardt, Newton, custom_root, root
 
 __all__ = [
     "CG",
+    "FISTA",
     "GMRES",
+    "LBFGS",
     "LU",
     "Anderson",
     "Auto",
@@ -38,12 +43,14 @@ __all__ = [
     "Chord",
     "ConvergenceError",
     "Equilibrium",
+    "GradientDescent",
     "GradientReport",
     "Implicit",
     "Info",
     "LevenbergMarquardt",
     "LinearOperator",
     "LstSq",
+    "MirrorDescent",
     "Neumann",
     "Newton",
     "NormalCG",
@@ -53,10 +60,13 @@ __all__ = [
     "Truncated",
     "Unroll",
     "attach",
+    "conditions",
     "custom_fixed_point",
     "custom_root",
     "fixed_point",
     "gradient_report",
+    "hypergradient",
     "linear_solve",
+    "minimize",
     "root",
 ]

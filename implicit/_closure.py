@@ -251,10 +251,10 @@ class System:
             return self.live(z, given), None
         first = self.effects is None
         effects = self.effects or Effects()
-        recorder, version = Recorder(), z._version
+        recorder, version = Recorder(), None if z.is_inference() else z._version
         with effects.repeated() if effects.any else nullcontext():
             r = self.live(z, given, recorder)
-        if z._version != version:
+        if version is not None and z._version != version:
             raise ValueError("the function changes the unknown in place; let it make a new tensor (z = z + d)")
         if first:
             effects.done(recorder.mutated())

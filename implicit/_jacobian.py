@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._closure import raw, transforms
 from .linear import LU, ConvergenceError, Direct, LinearOperator, LinearReport, LinearSolver
-from .operator import legacy_vmap_level, norm, without_legacy_vmap
+from .operator import legacy_vmap_level, norm, units, without_legacy_vmap
 
 ON_FAIL = ("raise", "warn", "nan", "ignore")
 
@@ -51,6 +51,8 @@ class Jacobian(LinearOperator):
         if v.ndim == self.z.ndim:
             return product(v)
         lead = v.shape[: v.ndim - self.z.ndim]
+        if v.numel() == 0:
+            return torch.zeros_like(v)
         flat = v.reshape(-1, *self.z.shape)
         try:
             out = torch.func.vmap(product)(flat)
@@ -74,9 +76,7 @@ class Jacobian(LinearOperator):
 
     def dense(self) -> Tensor:
         if "J" not in self.cache:
-            eye = torch.eye(self.shape[-1], dtype=self.dtype, device=self.device)
-            rows = self._vjp(eye.reshape(-1, *(1,) * (self.z.ndim - 1), self.shape[-1]).expand(-1, *self.z.shape))
-            self.cache["J"] = rows.movedim(0, -2)
+            self.cache["J"] = self._vjp(units(self.z)).movedim(0, -2)
         return self.cache["J"].mT if self.transposed else self.cache["J"]
 
     def shifted(self, ridge: float) -> LinearOperator:
@@ -150,9 +150,7 @@ class Adjoint:
 def jacobian(f: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """df/dz for each sample, (..., n, n)."""
     pull = torch.func.vjp(f, z)[1]
-    eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-    eye = eye.reshape(-1, *(1,) * (z.ndim - 1), z.shape[-1]).expand(-1, *z.shape)
-    return torch.func.vmap(lambda u: pull(u)[0])(eye).movedim(0, -2)
+    return torch.func.vmap(lambda u: pull(u)[0])(units(z)).movedim(0, -2)
 
 
 def direct(linear: LinearSolver) -> Direct:

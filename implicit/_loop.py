@@ -18,7 +18,7 @@ from ._closure import System, eager, raw
 from ._jacobian import Jacobian, distance, jacobian
 from ._pytree import Unknown
 from .linear import LinearReport, LinearSolver
-from .operator import norm
+from .operator import norm, units
 
 # a residual that no longer falls, this many units in the last place of z from a solution: rounding, not failure
 ROUNDING = 1e3
@@ -98,9 +98,8 @@ class Problem:
             return self.operator(z).dense()
         if eager():  # torch.func cannot run inside a checkpoint
             z = z.view_as(z) if z.requires_grad else z.detach().requires_grad_()
-            r, eye = self.system.again(z), torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-            rows = eye.reshape(-1, *(1,) * (z.ndim - 1), z.shape[-1]).expand(-1, *z.shape)
-            return torch.autograd.grad(r, z, rows, create_graph=True, is_grads_batched=True)[0].movedim(0, -2)
+            r = self.system.again(z)
+            return torch.autograd.grad(r, z, units(z), create_graph=True, is_grads_batched=True)[0].movedim(0, -2)
         J = jacobian(self.system.again, z)
         return J if self.live else J.detach()
 

@@ -291,7 +291,7 @@ def verify(z: Tensor, system: System) -> None:
         return
     z = z.detach()
     r = system.value(z)
-    if not eager():
+    if not eager() or torch.is_inference_mode_enabled():
         return check_residual(z, r, None)
     with torch.enable_grad():
         z = z.requires_grad_()
@@ -331,7 +331,7 @@ def attach(
         residual: as many equations as unknowns; closed-over tensors and module parameters get gradients too.
         linear: solver of the adjoint system. In forward mode, torch.func and torch.compile J is always a dense matrix.
         batch_dims: leading dims of every leaf of z that number independent problems.
-        check: raise unless z solves the equation to sqrt(machine epsilon), relative to |z|.
+        check: raise unless z solves the equation to sqrt(machine epsilon), relative to |z|; not when compiled.
 
     Returns: z, differentiable any number of times (compiled, or by autograd on top of torch.func: three times).
     Raises: ConvergenceError, at once or in backward: not a solution, or a singular Jacobian.

@@ -16,6 +16,9 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from ._closure import eager
 from ._pytree import Unknown
 from .linear import Auto, LinearSolver, linear_solve
+from .operator import units
+
+__all__ = ["kkt", "mirror", "newton", "projected", "proximal", "stationary"]
 
 
 def subtract(a: Any, b: Any) -> Any:
@@ -35,6 +38,9 @@ def value_and_gradient(objective: Callable[[Any], Any], z: Any, has_aux: bool = 
             raise TypeError(f"the objective must return a floating-point tensor, got {got}")
         return value, aux
 
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            return value_and_gradient(objective, tree_map(torch.clone, z), has_aux)
     if not eager():
         if not has_aux:
 
@@ -307,9 +313,7 @@ def value_and_jacobian(f: Callable[[Tensor], Tensor], v: Tensor) -> tuple[Tensor
     if not eager():
         result: Any = torch.func.vjp(f, v)
         r, pull = result
-        eye = torch.eye(n, dtype=v.dtype, device=v.device)
-        eye = eye.reshape(n, *(1,) * (v.ndim - 1), n).expand(n, *v.shape)
-        return r, torch.func.vmap(lambda u: pull(u)[0])(eye).movedim(0, -2)
+        return r, torch.func.vmap(lambda u: pull(u)[0])(units(v)).movedim(0, -2)
     live = torch.is_grad_enabled()
     with torch.enable_grad():
         v = v if live and v.requires_grad else v.detach().requires_grad_()

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from ._loop import Method
 from .adjoint import Gradient, Implicit
 from .fixed_point import Anderson, fixed_point
-from .iterate import Common, Method
+from .iterate import Common
 from .linear import Auto, LinearSolver
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._loop import Method, Problem, some, step_samples
 from .adjoint import Gradient, Implicit, check_count
-from .iterate import Common, Method, Problem, decorate, solve, some, step_samples
+from .iterate import Common, decorate, solve
 from .linear import Auto, LinearSolver
 from .operator import dot
 

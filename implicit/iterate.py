@@ -14,12 +14,10 @@ from torch.utils._pytree import tree_map
 
 from ._closure import System, eager, raw
 from ._jacobian import Adjoint, check_on_fail
-from ._loop import Info, Method, Problem, Tolerance, iterate, iterate_one, samples, some, step_samples, unroll
+from ._loop import Info, Method, Problem, Tolerance, iterate, iterate_one, samples, some, unroll
 from ._pytree import Unknown
 from .adjoint import Gradient, Unroll, check_count, verify
 from .linear import ConvergenceError, LinearReport, LinearSolver
-
-__all__ = ["Common", "Info", "Method", "Problem", "Tolerance", "decorate", "samples", "solve", "some", "step_samples"]
 
 
 def report(info: Info, tol: Tensor | float, name: str, on_fail: str, max_iter: int) -> None:
@@ -102,7 +100,7 @@ def solve(
         live = Problem(system, common.linear, True)
         z = unroll(live, method, unknown.initial, info.iterations, common.grad.checkpoint)
     else:
-        z = common.grad.attach(z, system, Adjoint(common.linear, common.on_fail, on_report))
+        z = common.grad.attach(z, system, Adjoint(common.linear, common.on_fail, on_report if common.info else None))
     if common.on_fail == "nan":
         # not torch.where: the gradient of a sample that failed must be NaN too
         z = z * torch.where(info.converged, 1.0, torch.nan).to(z.dtype).unsqueeze(-1)

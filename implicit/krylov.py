@@ -76,7 +76,12 @@ class Iterative(LinearSolver):
     def _preconditioner(self, b: Tensor) -> Product:
         if self.preconditioner is None:
             return lambda v: v
-        return as_operator(self.preconditioner, b).matvec
+        m = self.preconditioner
+        while isinstance(m, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(m):
+            if torch._C._functorch.is_batchedtensor(m):
+                raise ValueError("a preconditioner cannot be computed under vmap: make it outside, or as a callable")
+            m = torch._C._functorch.get_unwrapped(m)
+        return as_operator(m, b).matvec
 
     def solve(self, op: LinearOperator, b: Tensor, x0: Tensor | None = None) -> tuple[Tensor, LinearReport]:
         check_system(op, b, x0)
@@ -135,8 +140,8 @@ class CG(Iterative):
 
     Example:
         >>> A = torch.tensor([[4.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
-        >>> implicit.linear_solve(A, A @ torch.ones(2, dtype=torch.float64), method=implicit.CG())
-        tensor([1., 1.], dtype=torch.float64)
+        >>> implicit.linear_solve(A, torch.tensor([6.0, 7.0], dtype=torch.float64), method=implicit.CG())
+        tensor([1.0000, 2.0000], dtype=torch.float64)
     """
 
     def _probe(self, op: LinearOperator, u: Tensor, au: Tensor) -> None:

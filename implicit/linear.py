@@ -43,7 +43,6 @@ __all__ = [
     "Neumann",
     "NormalCG",
     "linear_solve",
-    "solve_parametric",
 ]
 
 
@@ -81,6 +80,12 @@ class Direct(LinearSolver):
 
     def solve_columns(self, matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor, str]:
         """(x, regular, reason): A x = b for b: (..., n, k), which samples have a unique solution, and if not, why."""
+        if matrix.dtype not in (torch.float16, torch.bfloat16):
+            return self._solve_columns(matrix, b)
+        x, fine, reason = self._solve_columns(matrix.float(), b.float())  # LAPACK has no half precision
+        return x.to(b.dtype), fine, reason
+
+    def _solve_columns(self, matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor, str]:
         raise NotImplementedError
 
 
@@ -108,7 +113,7 @@ class LU(Direct):
         tensor([3., 2.])
     """
 
-    def solve_columns(self, matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor, str]:
+    def _solve_columns(self, matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor, str]:
         if matrix.shape[-1] == 0:
             return matrix @ b, torch.ones(matrix.shape[:-2], dtype=torch.bool, device=b.device), ""
         rows, u = b.mT, sign_row(matrix)
@@ -143,7 +148,7 @@ class Cholesky(Direct):
         tensor([1., 1.])
     """
 
-    def solve_columns(self, matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor, str]:
+    def _solve_columns(self, matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor, str]:
         gap = (matrix - matrix.mT).detach().abs().amax()
         bound = torch.finfo(b.dtype).eps ** 0.5 * matrix.detach().abs().amax()
         if is_false(gap <= bound):
@@ -178,7 +183,7 @@ class LstSq(Direct):
         if self.rtol is not None and not 0 <= self.rtol < 1:
             raise ValueError(f"rtol must be in [0, 1), got {self.rtol}")
 
-    def solve_columns(self, matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor, str]:
+    def _solve_columns(self, matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor, str]:
         rtol = matrix.shape[-1] * torch.finfo(matrix.dtype).eps if self.rtol is None else self.rtol
         x = torch.linalg.pinv(matrix, rtol=rtol) @ b
         return x, torch.ones(x.shape[:-2], dtype=torch.bool, device=x.device), "has no finite solution"
@@ -327,8 +332,14 @@ def _solve_operator(op: LinearOperator, b: Tensor, method: LinearSolver, x0: Ten
     if isinstance(method, Auto) and method.is_direct(op):
         method = LU(method.ridge)
     if isinstance(method, Direct):
-        x, report = method.solve(op, b)
+        matrix = op.dense()
+        if matrix.shape[-2:] != op.shape[-2:]:
+            raise ValueError(
+                f"A must map vectors of {b.shape[-1]} numbers to as many, its matrix is {matrix.shape[-2:]}"
+            )
+        x, report = method.solve(LinearOperator.from_tensor(matrix), b)
         raise_unconverged(report)
+        _check_linear(op, matrix, x)
         return x
     closed = closed_over(op.matvec, b)
 
@@ -340,6 +351,16 @@ def _solve_operator(op: LinearOperator, b: Tensor, method: LinearSolver, x0: Ten
     return solve_parametric(apply, tuple(closed), b, method, x0=x0, operator=None if closed else lambda: op)
 
 
+def _check_linear(op: LinearOperator, matrix: Tensor, x: Tensor) -> None:
+    """Raise where A x is not the product with A's columns."""
+    with torch.no_grad():
+        x, matrix = x.detach(), matrix.detach()
+        gap = norm(op.matvec(x) - _product(x, matrix))
+        bound = torch.finfo(x.dtype).eps ** 0.5 * (norm(matrix.flatten(-2)) * norm(x))
+    if is_false(gap <= bound):
+        raise ValueError("A is not linear: A(x) differs from the combination of its columns; A(0) must be 0")
+
+
 def closed_over(f: Callable[[Tensor], Tensor], v: Tensor) -> list[Tensor]:
     """The floating-point tensors from outside that f(v) depends on and that may need a derivative."""
     with torch.enable_grad():
@@ -347,6 +368,8 @@ def closed_over(f: Callable[[Tensor], Tensor], v: Tensor) -> list[Tensor]:
         start = probe.requires_grad_().view_as(probe).grad_fn if eager() else None
         with Recorder([probe]) as recorder:
             y = f(probe)
+    if y.shape != v.shape:
+        raise ValueError(f"A must map vectors to vectors of the same shape, got {tuple(v.shape)} -> {tuple(y.shape)}")
     closed = [t for t, _ in recorder.outside.values() if t.is_floating_point() and _tracked(t)]
     if start is not None:
         check_recorded(y, start._sequence_nr(), [probe, *closed])

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ._closure import raw
+from ._loop import Method, Problem, samples, step_samples
 from ._pytree import Unknown
 from .adjoint import Gradient, Implicit, check_count
 from .conditions import Mirror, Projected, Proximal, Stationary
-from .iterate import Common, Method, Problem, samples, solve, step_samples
+from .iterate import Common, solve
 from .linear import Auto, LinearSolver
 from .operator import dot, norm
 from .root import Newton

@@ -15,7 +15,15 @@ from torch import Tensor
 
 
 class ConvergenceError(RuntimeError):
-    """A solver did not reach its tolerance, or a system has no unique solution; the message names the samples."""
+    """A solver did not reach its tolerance, or a system has no unique solution; the message names the samples.
+
+    Example:
+        >>> try:
+        ...     implicit.fixed_point(lambda z: 2 * z + 1, torch.tensor(1.0), method=implicit.Picard(), max_iter=3)
+        ... except implicit.ConvergenceError as error:
+        ...     print(str(error)[:37])
+        fixed_point (Picard) did not converge
+    """
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -32,6 +40,13 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 def norm(a: Tensor) -> Tensor:
     return dot(a, a).sqrt()
+
+
+def units(like: Tensor) -> Tensor:
+    """The n unit vectors for every sample: (n, *like.shape)."""
+    n = like.shape[-1]
+    eye = torch.eye(n, dtype=like.dtype, device=like.device)
+    return eye.reshape(n, *(1,) * (like.ndim - 1), n).expand(n, *like.shape)
 
 
 def signs(like: Tensor, seed: int = 0) -> Tensor:
@@ -136,8 +151,7 @@ class LinearOperator:
         """The matrix as a tensor (..., n, n)."""
         if self._dense is not None:
             return self._dense()
-        eye = torch.eye(self.shape[-1], dtype=self.dtype, device=self.device)
-        eye = eye.reshape(-1, *(1 for _ in self.shape[:-2]), self.shape[-1]).expand(-1, *self.shape[:-1])
+        eye = units(torch.empty(self.shape[:-1], dtype=self.dtype, device=self.device))
         return torch.func.vmap(self.matvec)(eye).movedim(0, -1) if len(eye) else eye.new_zeros(self.shape)
 
     def shifted(self, ridge: float) -> LinearOperator:
@@ -169,19 +183,26 @@ def _pullback(matvec: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
     def pull(u: Tensor) -> Tensor:
         if u.shape not in graphs:
-            with torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad():
                 v = torch.zeros_like(u).requires_grad_()
                 graphs[u.shape] = v, matvec(v)
         v, y = graphs[u.shape]
         if not y.requires_grad:
             raise ValueError("A v does not depend on v through torch operations; give LinearOperator its rmatvec=")
-        return torch.autograd.grad(y, v, u, retain_graph=True)[0]
+        with torch.inference_mode(False):
+            return torch.autograd.grad(y, v, u.clone() if u.is_inference() else u, retain_graph=True)[0]
 
     return pull
 
 
 class LinearReport:
-    """How a solve went, for each sample (shape: the batch): ``residual`` is |b - A x| / |b|."""
+    """How a solve went, for each sample (shape: the batch): ``residual`` is |b - A x| / |b|.
+
+    Example:
+        >>> op = implicit.LinearOperator((2, 2), lambda v: 2 * v)
+        >>> implicit.CG().solve(op, torch.ones(2))[1].iterations
+        tensor(1)
+    """
 
     def __init__(
         self,

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from ._closure import raw
+from ._loop import Method, Problem, Tolerance, samples, step_samples
 from ._pytree import shapes
 from .adjoint import Gradient, Implicit, check_count
-from .iterate import Common, Method, Problem, Tolerance, decorate, samples, solve, step_samples
+from .iterate import Common, decorate, solve
 from .linear import Auto, LinearSolver
 from .operator import dot, norm
 
