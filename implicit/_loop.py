@@ -137,6 +137,7 @@ class Method(ABC):
 
     steps: ClassVar[int] = 1000  # max_iter where the user gives none
     by_residual: ClassVar[bool] = True  # whether a small residual at z0 is enough
+    differentiable: ClassVar[bool] = True  # whether the steps depend on the arguments smoothly
 
     def start(self, f: Problem, z: Tensor, r: Tensor) -> Any:
         """The state before the first step: a pytree of tensors whose first dims are those of the batch."""
@@ -193,7 +194,7 @@ def iterate(f: Problem, method: Method, z: Tensor, tolerance: Tolerance, max_ite
         raise ValueError(f"the residual at z0 is not finite{samples(raw(~size.isfinite()))}; start from another z0")
     first, best, largest = size, size, norm(z)
     tol = tolerance(z, first)
-    done = converged = size <= (tol if method.by_residual else 0)
+    done = converged = size <= (tol if method.by_residual else -1)
     iterations = stalled = torch.zeros_like(size, dtype=torch.int64)
     state = method.start(f, z, r) if some(~done) else ()
     out, rows = [z, converged, iterations, size, tol], None
@@ -246,7 +247,7 @@ def iterate_one(
         raise ValueError("the residual at z0 is not finite; start from another z0")
     largest = reach = f.size(z)
     tol = tolerance.number(largest, first)
-    converged, iterations, stalled = size <= (tol if method.by_residual else 0), 0, 0
+    converged, iterations, stalled = size <= (tol if method.by_residual else -1), 0, 0
     state = () if converged else method.start(f, z, r)
     while not converged and iterations < max_iter:
         z_new, r_new, state = method.step(f, z, r, state)

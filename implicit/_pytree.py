@@ -85,9 +85,13 @@ class Unknown:
         """A function's answer as (..., n). ``same``: its leaves must have the unknown's shapes, else only its size."""
         if isinstance(tree, Tensor) and tree.shape == self.single:
             flat = tree if self.plain else tree.reshape(*self.batch, self.n)
-            return flat if flat.dtype == self.dtype else flat.to(self.dtype)
+            if flat.dtype == self.dtype:
+                return flat
         leaves = tree_flatten(tree)[0]
         fits = all(isinstance(leaf, Tensor) for leaf in leaves)
+        name = getattr(function, "__name__", type(function).__name__)
+        if fits and not all(leaf.is_floating_point() for leaf in leaves):
+            raise TypeError(f"{name} returned {[leaf.dtype for leaf in leaves]}, expected real floating-point tensors")
         if fits and [tuple(leaf.shape) for leaf in leaves] == self.shapes:
             return self.join(leaves)
         if fits and not same:
@@ -97,5 +101,4 @@ class Unknown:
                 if flat.shape[-1] == self.n:
                     return flat.to(self.dtype)
         want = f"the unknown's shapes {self.shapes}" if same else f"{self.n} numbers for each of batch {self.batch}"
-        name = getattr(function, "__name__", type(function).__name__)
         raise ValueError(f"{name} returned {shapes(leaves)}, expected {want}; return one equation for each unknown")

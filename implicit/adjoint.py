@@ -242,7 +242,7 @@ class Truncated(Steps):
 class Unroll(Gradient):
     """Differentiate every step of the solver from z0 on; memory grows with the number of steps.
 
-    The derivative converges more slowly than the value. The coefficients of Anderson's combinations count as constants.
+    The derivative converges more slowly than the value.
 
     Args:
         checkpoint: steps that are recomputed together in backward, which divides the memory by as much.

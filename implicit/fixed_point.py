@@ -14,6 +14,7 @@ from .adjoint import Gradient, Implicit, check_count
 from .iterate import Common, decorate, solve
 from .linear import Auto, LinearSolver
 from .operator import dot
+from .root import Broyden, Chord, LevenbergMarquardt, Newton
 
 
 def check_damping(damping: object) -> None:
@@ -84,22 +85,29 @@ class Anderson(Method):
         slow = size > self.switch * before
         z_new = z - r if self.damping == 1 else z - self.damping * r
         if zs and some(slow):
-            mixed = z_new - self._correction(
-                torch.stack(zs, -2) - z.unsqueeze(-2), torch.stack(rs, -2) - r.unsqueeze(-2), r
-            )
+            moves, falls = torch.stack(zs, -2) - z.unsqueeze(-2), torch.stack(rs, -2) - r.unsqueeze(-2)
+            mixed = z_new - self._correction(moves, falls, r, f.live)
             z_new = mixed if slow is True else step_samples(slow, mixed, z_new)
         keep = slice(1, None) if len(zs) == self.memory else slice(None)
         return z_new, f(z_new), ((*zs[keep], z), (*rs[keep], r), size)
 
-    def _correction(self, moves: Tensor, falls: Tensor, r: Tensor) -> Tensor:
+    def _correction(self, moves: Tensor, falls: Tensor, r: Tensor, live: bool) -> Tensor:
         """gamma (moves - damping falls) with gamma = argmin |r - gamma falls|, from the normal equations."""
-        products = gram(falls, torch.cat([falls, r.unsqueeze(-2)], -2))
-        ridge, tiny = max(self.ridge, 10 * torch.finfo(r.dtype).eps), torch.finfo(r.dtype).tiny
+        products = gram(falls, torch.cat([falls, r.unsqueeze(-2)], -2)).detach()
+        number = torch.finfo(r.dtype)
+        # where the differences of r depend on one another gamma is free: its derivative needs more ridge than its value
+        ridge = max(self.ridge, number.eps**0.5 if live else 10 * number.eps)
         eye = torch.eye(falls.shape[-2], dtype=r.dtype, device=r.device)
         # relative to each entry of the diagonal: the differences of r may be many orders of magnitude apart
-        gamma = torch.linalg.inv_ex(products[..., :-1] * (1 + ridge * eye) + tiny * eye)[0] @ products[..., -1:]
-        # a constant where steps are unrolled: the derivative of the inverse is lost in rounding near convergence
-        return gram(gamma.mT.detach(), (moves - self.damping * falls).mT).squeeze(-2)
+        inverse = torch.linalg.inv_ex(products[..., :-1] * (1 + ridge * eye) + number.tiny * eye)[0]
+        gamma = inverse @ products[..., -1:]
+        if live:  # each correction of the constant gamma adds an order of its derivative
+            moved = gamma
+            for _ in range(2):
+                rest = r.unsqueeze(-2) - gram(moved.mT, falls.mT)
+                moved = moved + inverse @ gram(falls, rest)
+            gamma = gamma + (moved - moved.detach())
+        return gram(gamma.mT, (moves - self.damping * falls).mT).squeeze(-2)
 
 
 def gram(a: Tensor, b: Tensor) -> Tensor:
@@ -128,7 +136,7 @@ def fixed_point(
 
     Args:
         f, z0: a map from the pytree z to one of the same shapes; where to start. With ``has_aux``, f gives (f(z), aux).
-        method: Anderson, Picard or Broyden.
+        method: Anderson, Picard, Broyden; or one that ``root`` has for z - f(z): Newton, Chord, LevenbergMarquardt.
         rtol, atol: |f(z) - z| <= atol + rtol |z|, in the Euclidean norm; 1e-11 by default, 1e-5 in float32.
         max_iter, linear, grad, batch_dims: steps; adjoint solver; derivative; leading dims that number samples.
         in_dims: the dim of each of ``args`` that numbers samples, or None: finished ones are then left out.
@@ -143,7 +151,8 @@ def fixed_point(
         (tensor(-0.3218),)
     """
     common = Common(linear, grad, rtol, atol, max_iter, on_fail, batch_dims, has_aux, info, in_dims)
-    return solve(f, z0, args, kwargs, method, common, fixed_point=True, name="fixed_point")
+    methods = (Anderson, Picard, Broyden, Newton, Chord, LevenbergMarquardt)
+    return solve(f, z0, args, kwargs, method, methods, common, "fixed_point")
 
 
 def custom_fixed_point(

@@ -76,11 +76,17 @@ def solve(
     args: tuple,
     kwargs: dict[str, Any],
     method: Method,
+    methods: tuple[type[Method], ...],
     common: Common,
-    fixed_point: bool,
-    name: str = "root",
+    name: str,
 ) -> Any:
-    """Run ``method`` and give its answer the derivatives that ``common.grad`` names: what root and fixed_point do."""
+    """Run ``method``, one of ``methods``, and give its answer the derivatives that ``common.grad`` names."""
+    if not isinstance(method, methods):
+        known = ", ".join(kind.__name__ for kind in methods)
+        raise TypeError(f"the method of {name} must be one of {known}, got {method!r}")
+    if isinstance(common.grad, Unroll) and not method.differentiable:
+        raise ValueError(f"the steps of {method!r} are constant, there is nothing to unroll: use grad=Implicit()")
+    fixed_point = name == "fixed_point"
     unknown = Unknown(z0, common.batch_dims)
     system = System(function, unknown, args, kwargs, fixed_point=fixed_point, has_aux=common.has_aux)
     tolerance = Tolerance.make(common.rtol, common.atol, unknown.dtype, fixed_point)

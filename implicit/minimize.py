@@ -380,9 +380,8 @@ def minimize(
     if isinstance(method, Newton):
         method = NewtonDescent(method.line_search)
     if not isinstance(method, Descent):
-        raise TypeError(
-            f"method must be LBFGS(), Newton(), GradientDescent(), FISTA() or MirrorDescent(), got {method!r}"
-        )
+        known = "LBFGS, Newton, GradientDescent, FISTA, MirrorDescent"
+        raise TypeError(f"the method of minimize must be one of {known}, got {method!r}")
     common = Common(linear, grad, rtol, atol, max_iter, on_fail, batch_dims, has_aux, info)
     condition = method.condition(proj, prox)(objective, has_aux=has_aux, batch=Unknown(z0, batch_dims).batch)
-    return solve(condition, z0, args, kwargs, method, common, fixed_point=False, name="minimize")
+    return solve(condition, z0, args, kwargs, method, (Descent,), common, "minimize")

@@ -177,6 +177,7 @@ class Bisection(Method):
     upper: Any
     steps = 1100
     by_residual = False
+    differentiable = False
 
     def start(self, f: Problem, z: Tensor, r: Tensor) -> Any:
         low, high = (self._ends(f, z, end, name) for end, name in ((self.lower, "lower"), (self.upper, "upper")))
@@ -233,6 +234,9 @@ def inverse_jacobian(f: Problem, z: Tensor) -> Tensor:
     return inv
 
 
+METHODS = (Newton, Broyden, Chord, Bisection, LevenbergMarquardt)
+
+
 def root(
     f: Callable[..., Any],
     z0: Any,
@@ -269,7 +273,7 @@ def root(
         (tensor(0.0833),)
     """
     common = Common(linear, grad, rtol, atol, max_iter, on_fail, batch_dims, has_aux, info, in_dims)
-    return solve(f, z0, args, kwargs, method, common, fixed_point=False)
+    return solve(f, z0, args, kwargs, method, METHODS, common, "root")
 
 
 def custom_root(
