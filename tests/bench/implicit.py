@@ -1,7 +1,8 @@
-"""Times implicit against unrolling and TorchOpt: ``python -m tests.bench.implicit [--quick]``.
+"""Times implicit against unrolling, TorchOpt and torchdeq: ``python -m tests.bench.implicit [--quick]``.
 
-The contestants of a line take turns in one run, on one thread, in float64; a number is the median of the ratios of
-neighbouring calls, ours over theirs, so that what else the machine does hardly counts.
+The contestants of a line take turns in one run, on one thread, in float64 and processor time; a number is the median
+of the ratios of neighbouring calls, ours over theirs, so that what else the machine does hardly counts. What is not
+installed is left out.
 """
 
 from __future__ import annotations
@@ -12,33 +13,50 @@ import importlib
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from implicit import CG, Auto, Picard, attach, conditions, fixed_point, linear_solve
+from implicit import (
+    CG,
+    Anderson,
+    Auto,
+    GradientDescent,
+    Picard,
+    attach,
+    conditions,
+    fixed_point,
+    linear_solve,
+    minimize,
+)
 from implicit.linear import LinearSolver
-from implicit.minimize import GradientDescent, minimize
 
 D = torch.float64
 Run = Callable[[], Any]
 
 
-def seconds(run: Run) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
+def nothing() -> None:
+    pass
 
 
-def compare(ours: Run, theirs: Run, pairs: int) -> tuple[float, float, float]:
-    """(median seconds of ours, of theirs, median ratio of neighbouring calls)"""
-    for run in (ours, theirs):
-        run()
+def compare(ours: Run, theirs: Run, pairs: int, prepare: Run = nothing) -> tuple[float, float, float]:
+    """(median seconds of ours, of theirs, median ratio of neighbouring calls); ours(prepare()), unless it is None."""
+
+    def seconds(run: Callable[..., Any], *given: Any) -> float:
+        start = time.process_time()
+        run(*given)
+        return time.process_time() - start
+
+    def ours_once() -> float:
+        given = prepare()
+        return seconds(ours) if given is None else seconds(ours, given)
+
+    times = [(ours_once(), seconds(theirs)) for _ in range(2)]
     gc.disable()
     try:
-        times = [(seconds(ours), seconds(theirs)) for _ in range(pairs)]
+        times = [(ours_once(), seconds(theirs)) for _ in range(pairs)]
     finally:
         gc.enable()
     a, b = zip(*times, strict=True)
@@ -140,49 +158,112 @@ def torchopt_run(problem: Ridge, given: bool) -> Callable[[], Tensor] | None:
     return lambda: problem.backward(solve(problem.zero, problem.l))
 
 
-def ours_backward(problem: Ridge, linear: LinearSolver) -> Run:
-    """Backward alone: the graph is made anew for each call, outside of the clock."""
-    w = attach(problem.solution, problem.gradient, problem.l, linear=linear, check=False)
-    total = w @ problem.weights
-    return lambda: torch.autograd.grad(total, problem.l, retain_graph=True)[0]
+def backward_alone(problem: Ridge, linear: LinearSolver) -> tuple[Callable[[Tensor], Any], Run]:
+    """(backward, what makes a fresh graph for it, outside of the clock)"""
+
+    def prepare() -> Tensor:
+        w = attach(problem.solution, problem.gradient, problem.l, linear=linear, check=False)
+        return w @ problem.weights
+
+    return lambda total: torch.autograd.grad(total, problem.l)[0], prepare
 
 
-def table(quick: bool, strength: float) -> list[tuple[str, int, float, float, float]]:
-    rows = []
+class Tanh:
+    """z = tanh(W z + b), |W|_2 = 0.4: 25 steps reach 1e-11."""
+
+    def __init__(self, n: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        W = torch.randn(n, n, generator=generator, dtype=D)
+        self.W = (0.4 * W / torch.linalg.matrix_norm(W, 2)).requires_grad_()
+        self.b = torch.randn(n, generator=generator, dtype=D).requires_grad_()
+        self.zero, self.weights = torch.zeros(n, dtype=D), torch.randn(n, generator=generator, dtype=D)
+
+    def map(self, z: Tensor, W: Tensor, b: Tensor) -> Tensor:
+        return torch.tanh(W @ z + b)
+
+    def backward(self, z: Tensor) -> Any:
+        return torch.autograd.grad(z @ self.weights, (self.W, self.b))
+
+    def solve(self, method: Any, **options: Any) -> Tensor:
+        return fixed_point(self.map, self.zero, self.W, self.b, method=method, on_fail="ignore", **options)
+
+    def loop(self, steps: int = 25) -> Tensor:
+        z = self.zero
+        for _ in range(steps):
+            z = self.map(z, self.W, self.b)
+        return z
+
+
+@torch.no_grad()
+def quietly(run: Run) -> Any:
+    return run()
+
+
+def torchdeq_run(problem: Tanh) -> Run | None:
+    """torchdeq's default forward, Anderson to 1e-11 or 25 steps, without gradient."""
+    try:
+        torchdeq = importlib.import_module("torchdeq")
+    except ImportError:
+        return None
+    deq = torchdeq.get_deq(f_solver="fixed_point_iter", f_max_iter=25, f_tol=1e-11, f_stop_mode="rel")
+    return lambda: deq(lambda z: torch.tanh(z @ problem.W.mT + problem.b), problem.zero.unsqueeze(0))
+
+
+Row = tuple[str, int, float, float, float]
+
+
+def tanh_rows(n: int, pairs: int) -> list[Row]:
+    p = Tanh(n)
+    steps = {"25 steps": {"max_iter": 25}, "to 1e-11": {}}
+    whole, bare = "forward + backward / 25 Picard steps unrolled", "forward / bare loop of 25 steps"
+    unrolled, loop = lambda: p.backward(p.loop()), lambda: quietly(p.loop)
+    rows: list[Row] = []
+    for method in (Picard(), Anderson()):
+        name = type(method).__name__
+        for label, options in steps.items():
+            train = lambda m=method, o=options: p.backward(p.solve(m, **o))  # noqa: E731
+            rows.append((f"tanh, {name}, {label}, {whole}", n, *compare(train, unrolled, pairs)))
+        forward = lambda m=method: quietly(lambda: p.solve(m))  # noqa: E731
+        rows.append((f"tanh, {name}, to 1e-11, {bare}", n, *compare(forward, loop, 4 * pairs)))
+    theirs = torchdeq_run(p)
+    if theirs is not None:
+        rows.append((f"tanh, torchdeq, to 1e-11, {bare}", n, *compare(lambda: quietly(theirs), loop, pairs)))
+    return rows
+
+
+def ridge_rows(n: int, strength: float, pairs: int) -> list[Row]:
+    problem = Ridge(n, strength)
+    rows: list[Row] = []
+    for name, linear in (("CG(rtol=1e-10)", CG(rtol=1e-10)), ("Auto(rtol=1e-10)", Auto(rtol=1e-10))):
+        theirs, same = torchopt_run(problem, False), torchopt_run(problem, True)
+        if theirs is None or same is None:
+            continue
+        backward, prepare = backward_alone(problem, linear)
+        torch.testing.assert_close(backward(prepare()), same(), rtol=1e-7, atol=1e-9)
+        whole = lambda linear=linear: attached(problem, linear, False)  # noqa: E731
+        label = f"ridge, backward alone by {name} / TorchOpt solve_cg, 90 steps forward + backward"
+        rows.append((label, n, *compare(backward, theirs, pairs, prepare)))
+        label = f"ridge, solution given, attach + backward by {name} / TorchOpt solve_cg, the same"
+        rows.append((label, n, *compare(whole, same, pairs)))
+    label = "ridge, minimize(GradientDescent), 90 steps, forward + backward / unrolled"
+    rows.append((label, n, *compare(lambda: descend(problem), lambda: unroll(problem, True), pairs)))
+    label = "ridge, fixed_point(Picard), 90 steps, forward + backward / unrolled"
+    rows.append((label, n, *compare(lambda: descend_by_map(problem), lambda: unroll(problem, False), pairs)))
+    matrix = (problem.x.mT @ problem.x + strength * torch.eye(n, dtype=D)).requires_grad_()
+
+    def solved(solve: Callable[[Tensor, Tensor], Tensor]) -> Any:
+        return torch.autograd.grad(solve(matrix, problem.solution) @ problem.weights, matrix)
+
+    label = "linear_solve of a tensor, forward + backward / torch.linalg.solve"
+    rows.append((label, n, *compare(lambda: solved(linear_solve), lambda: solved(torch.linalg.solve), pairs)))
+    return rows
+
+
+def table(quick: bool, strength: float) -> Iterator[Row]:
     pairs = 5 if quick else 25
     for n in (100,) if quick else (100, 1000):
-        problem = Ridge(n, strength)
-        for name, linear in (("CG(rtol=1e-10)", CG(rtol=1e-10)), ("Auto(rtol=1e-10)", Auto(rtol=1e-10))):
-            theirs, same = torchopt_run(problem, False), torchopt_run(problem, True)
-            if theirs is None or same is None:
-                print("TorchOpt is not installed: its lines are left out")
-                continue
-            torch.testing.assert_close(ours_backward(problem, linear)(), same(), rtol=1e-7, atol=1e-9)
-            whole = lambda linear=linear, problem=problem: attached(problem, linear, False)  # noqa: E731
-            label = f"ridge, backward by {name} / TorchOpt solve_cg, 90 steps forward + backward"
-            rows.append((label, n, *compare(ours_backward(problem, linear), theirs, pairs)))
-            label = f"ridge, solution given, attach + backward by {name} / TorchOpt solve_cg, the same"
-            rows.append((label, n, *compare(whole, same, pairs)))
-        few = max(pairs // 2, 3)
-        by_value = lambda problem=problem: descend(problem)  # noqa: E731
-        by_map = lambda problem=problem: descend_by_map(problem)  # noqa: E731
-        rows.append(("ridge, minimize(GradientDescent), 90 steps / unrolled", n,
-                     *compare(by_value, lambda p=problem: unroll(p, True), few)))  # fmt: skip
-        rows.append(("ridge, fixed_point(Picard), 90 steps / unrolled", n,
-                     *compare(by_map, lambda p=problem: unroll(p, False), few)))  # fmt: skip
-        matrix = problem.x.mT @ problem.x + strength * torch.eye(n, dtype=D)
-        matrix.requires_grad_()
-
-        def ours(m: Tensor = matrix, p: Ridge = problem) -> Tensor:
-            return torch.autograd.grad(linear_solve(m, p.solution) @ p.weights, m)[0]
-
-        def plain(m: Tensor = matrix, p: Ridge = problem) -> Tensor:
-            return torch.autograd.grad(torch.linalg.solve(m, p.solution) @ p.weights, m)[0]
-
-        rows.append(
-            ("linear_solve of a tensor, forward + backward / torch.linalg.solve", n, *compare(ours, plain, pairs))
-        )
-    return rows
+        yield from tanh_rows(n, pairs)
+        yield from ridge_rows(n, strength, pairs if n == 100 else max(pairs // 2, 3))
 
 
 def main() -> None:
@@ -191,6 +272,7 @@ def main() -> None:
     parser.add_argument("--ridge", type=float, default=1.0, help="strength of the ridge: smaller is worse conditioned")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     print("| ours / theirs | n | ours, ms | theirs, ms | ratio |")
     print("|---|---|---|---|---|")
     for name, n, a, b, ratio in table(options.quick, options.ridge):
