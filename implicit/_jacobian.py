@@ -14,6 +14,7 @@ from ._closure import raw, transforms
 from .linear import LU, ConvergenceError, Direct, LinearOperator, LinearReport, LinearSolver
 from .operator import legacy_vmap_level, norm, units, without_legacy_vmap
 
+CHUNK = 2**13  # numbers that are pulled back at a time, where there is a batch
 ON_FAIL = ("raise", "warn", "nan", "ignore")
 
 
@@ -54,8 +55,10 @@ class Jacobian(LinearOperator):
         if v.numel() == 0:
             return torch.zeros_like(v)
         flat = v.reshape(-1, *self.z.shape)
+        # vmap repeats a batched matrix that F reads for every vector of a chunk
+        few = max(1, CHUNK // self.z.numel()) if self.z.ndim > 1 else len(flat)
         try:
-            out = torch.func.vmap(product)(flat)
+            out = torch.func.vmap(product, chunk_size=few if few < len(flat) else None)(flat)
         except RuntimeError:  # something in F has no vmap rule
             out = torch.stack([product(row) for row in flat])
         return out.reshape(*lead, *self.z.shape)
