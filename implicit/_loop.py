@@ -57,6 +57,8 @@ class Problem:
         self.keep = live or eager()
         self.single = self.keep and not live and not system.unknown.batch_dims and system.unknown.device.type == "cpu"
         self.plain = False
+        self.sized: Tensor | None = None
+        self.length = 0.0
 
     def __call__(self, z: Tensor) -> Tensor:
         if self.plain:
@@ -83,9 +85,11 @@ class Problem:
 
     def size(self, v: Tensor) -> Any:
         """|v| without a derivative: a tensor for each sample, or a Python number where there is only one."""
-        if self.single:
-            return torch.dot(v, v).item() ** 0.5
-        return norm(v.detach())
+        if not self.single:
+            return norm(v.detach())
+        if v is not self.sized:  # the loop and the method ask for the same one
+            self.sized, self.length = v, torch.dot(v, v).item() ** 0.5
+        return self.length
 
     def operator(self, z: Tensor) -> Jacobian:
         with torch.enable_grad():

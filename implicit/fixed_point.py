@@ -77,37 +77,38 @@ class Anderson(Method):
             raise ValueError(f"switch must be at least 0, got {self.switch!r}")
 
     def start(self, f: Problem, z: Tensor, r: Tensor) -> Any:
-        return (), (), float("inf")
+        return (), (), float("inf"), z - r  # f(z)
 
     def step(self, f: Problem, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
-        zs, rs, before = state
+        images, rs, before, image = state
         size = f.size(r)
         slow = size > self.switch * before
-        z_new = z - r if self.damping == 1 else z - self.damping * r
-        if zs and some(slow):
-            moves, falls = torch.stack(zs, -2) - z.unsqueeze(-2), torch.stack(rs, -2) - r.unsqueeze(-2)
-            mixed = z_new - self._correction(moves, falls, r, f.live)
-            z_new = mixed if slow is True else step_samples(slow, mixed, z_new)
-        keep = slice(1, None) if len(zs) == self.memory else slice(None)
-        return z_new, f(z_new), ((*zs[keep], z), (*rs[keep], r), size)
+        z_new = image = image if self.damping == 1 else z - self.damping * r
+        if rs and some(slow):
+            # r + r - r is r, exactly: one tensor for the differences and r
+            falls = torch.stack((*rs, r + r), -2) - r.unsqueeze(-2)
+            mixed = image - self._combined(torch.stack(images, -2) - image.unsqueeze(-2), falls, f.live)
+            z_new = mixed if slow is True else step_samples(slow, mixed, image)
+        keep = slice(1, None) if len(rs) == self.memory else slice(None)
+        following = f.image(z_new)
+        return z_new, z_new - following, ((*images[keep], image), (*rs[keep], r), size, following)
 
-    def _correction(self, moves: Tensor, falls: Tensor, r: Tensor, live: bool) -> Tensor:
-        """gamma (moves - damping falls) with gamma = argmin |r - gamma falls|, from the normal equations."""
-        products = gram(falls, torch.cat([falls, r.unsqueeze(-2)], -2)).detach()
-        number = torch.finfo(r.dtype)
+    def _combined(self, moves: Tensor, falls: Tensor, live: bool) -> Tensor:
+        """gamma moves with gamma = argmin |r - gamma falls|, from the normal equations; r is the last row of falls."""
+        numbers, number = falls.detach(), torch.finfo(falls.dtype)
+        products = gram(numbers[..., :-1, :], numbers)
         # where the differences of r depend on one another gamma is free: its derivative needs more ridge than its value
         ridge = max(self.ridge, number.eps**0.5 if live else 10 * number.eps)
-        eye = torch.eye(falls.shape[-2], dtype=r.dtype, device=r.device)
         # relative to each entry of the diagonal: the differences of r may be many orders of magnitude apart
-        inverse = torch.linalg.inv_ex(products[..., :-1] * (1 + ridge * eye) + number.tiny * eye)[0]
+        products.diagonal(dim1=-2, dim2=-1).mul_(1 + ridge).add_(number.tiny)
+        inverse = torch.linalg.inv_ex(products[..., :-1])[0]
         gamma = inverse @ products[..., -1:]
         if live:  # each correction of the constant gamma adds an order of its derivative
-            moved = gamma
+            moved, falls, r = gamma, falls[..., :-1, :], falls[..., -1:, :]
             for _ in range(2):
-                rest = r.unsqueeze(-2) - gram(moved.mT, falls.mT)
-                moved = moved + inverse @ gram(falls, rest)
+                moved = moved + inverse @ gram(falls, r - gram(moved.mT, falls.mT))
             gamma = gamma + (moved - moved.detach())
-        return gram(gamma.mT, (moves - self.damping * falls).mT).squeeze(-2)
+        return gram(gamma.mT, moves.mT).squeeze(-2)
 
 
 def gram(a: Tensor, b: Tensor) -> Tensor:
