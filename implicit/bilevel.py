@@ -20,6 +20,7 @@ def hypergradient(
     z: Any,
     *args: Any,
     linear: LinearSolver = Auto(),
+    batch_dims: int = 0,
     check: bool = True,
 ) -> Any:
     """d/dargs outer(z(args), *args), where z solves inner_residual(z, *args) = 0, as numbers.
@@ -28,7 +29,7 @@ def hypergradient(
         outer: the objective, one number, of the solution and the same arguments.
         inner_residual: the condition, for instance ``conditions.stationary(inner_objective)``.
         z: a solution for these arguments, computed by anything.
-        linear, check: as for ``attach``; for derivatives of higher order, differentiate outer(attach(...), ...).
+        linear, batch_dims, check: as for ``attach``. For higher orders, differentiate outer(attach(...), ...).
 
     Returns: a gradient shaped like each argument (alone if there is one): zeros where it has no influence, None for
         what is not a floating-point tensor.
@@ -52,7 +53,8 @@ def hypergradient(
         for i, t in zip(places, tensors, strict=True):
             filled[i] = t
         inner = tree_unflatten(filled, spec)
-        out = outer(attach(z, inner_residual, *inner, linear=linear, check=check), *inner)
+        solution = attach(z, inner_residual, *inner, linear=linear, batch_dims=batch_dims, check=check)
+        out = outer(solution, *inner)
         if not isinstance(out, Tensor) or out.numel() != 1:
             raise ValueError(f"outer must return one number, got {getattr(out, 'shape', type(out).__name__)}")
         return out.reshape(())

@@ -377,3 +377,17 @@ def test_what_is_not_a_solution_is_refused() -> None:
         implicit.attach(wrong, lambda z, a: z * z - a, a)
     with pytest.raises(implicit.ConvergenceError, match="not a solution"):
         torch.func.grad(lambda a: implicit.attach(wrong, lambda z, a: z * z - a, a).sum())(a)
+
+
+def test_batched_jacobians_in_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    A, b = normal(3, 5, 5) + 4 * torch.eye(5, dtype=F64), normal(3, 5, seed=1).requires_grad_()
+    z = torch.linalg.solve(A, b.detach())
+
+    def gradient() -> Tensor:
+        out = implicit.attach(z, lambda z, b: (A @ z.unsqueeze(-1)).squeeze(-1) - b, b, batch_dims=1)
+        return torch.autograd.grad(loss(out), b)[0]
+
+    want = torch.linalg.solve(A.mT, torch.func.grad(loss)(z))
+    for numbers in (1, 32, 1000):
+        monkeypatch.setattr("implicit._jacobian.CHUNK", numbers)
+        torch.testing.assert_close(gradient(), want, rtol=1e-12, atol=1e-12)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from oracles import loss, normal
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import implicit
 
@@ -119,6 +120,35 @@ def test_dropout_gradient_is_that_of_the_mask_drawn() -> None:
     torch.manual_seed(99)  # whatever happens in between
     second = [torch.autograd.grad(loss(g), x)[0] for g in (got, want)]
     torch.testing.assert_close(*second, rtol=1e-8, atol=1e-8)
+
+
+MODULES = {
+    "spectral_norm": (
+        lambda: parametrizations.spectral_norm(nn.Linear(6, 6)),
+        lambda m, z, x: torch.tanh(m(z) / 2 + x),
+    ),
+    "GRUCell": (lambda: nn.GRUCell(6, 6), lambda m, z, x: m(x, z) / 2),
+    "LSTM": (lambda: nn.LSTM(6, 6), lambda m, z, x: m(z + x)[0] / 2),
+    "attention": (lambda: nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0), lambda m, z, x: 0.1 * m(z + x)),
+    "Conv1d": (lambda: nn.Sequential(nn.Conv1d(3, 3, 3, padding=1), nn.GroupNorm(3, 3)), lambda m, z, x: m(z) / 9 + x),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_modules_have_the_gradients_of_long_unrolling(name: str) -> None:
+    make, f = MODULES[name]
+    torch.manual_seed(0)
+    module = make().double().eval()
+    shape = (3, 6) if name == "GRUCell" else (2, 3, 6)
+    x = normal(*shape).requires_grad_()
+    leaves = [x, *module.parameters()]
+    z = torch.zeros(shape, dtype=F64)
+    layer = implicit.Equilibrium(lambda z, x: f(module, z, x), batch_dims=0)
+    got = torch.autograd.grad(loss(layer(x)), leaves)
+    for _ in range(80):
+        z = f(module, z, x)
+    torch.testing.assert_close(got, torch.autograd.grad(loss(z), leaves), rtol=1e-7, atol=1e-8)
 
 
 def test_functional_call_and_per_sample_gradients() -> None:

@@ -104,6 +104,20 @@ def test_mirror_descent_on_the_simplex() -> None:
     assert torch.autograd.gradcheck(lambda c: minimize(entropic, z0, c, method=MirrorDescent()), (c.requires_grad_(),))
 
 
+def test_mirror_descent_converges_to_rounding() -> None:
+    """Steps chosen by differences of values stall at the square root of the machine epsilon."""
+    for seed in range(6):
+        Q, c = normal(6, 6, seed=seed), normal(6, seed=seed + 50)
+
+        def f(z: Tensor, Q: Tensor = Q, c: Tensor = c) -> Tensor:
+            return (Q @ z).square().sum() / 2 + c @ z + 0.1 * (z * z.log()).sum()
+
+        z, info = minimize(f, torch.full((6,), 1 / 6, dtype=D), method=MirrorDescent(), info=True)
+        assert info.iterations < 1500
+        gradient = torch.func.grad(f)(z)
+        assert (z * (gradient - z @ gradient)).norm() < 1e-10
+
+
 def test_fista_is_faster_than_gradient_descent() -> None:
     scale = torch.logspace(0, 3, 30, dtype=D)
     c = normal(30)
