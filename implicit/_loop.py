@@ -59,6 +59,7 @@ class Problem:
         self.plain = False
         self.sized: Tensor | None = None
         self.length = 0.0
+        self.done: Tensor | None = None  # the samples that are frozen
 
     def __call__(self, z: Tensor) -> Tensor:
         if self.plain:
@@ -78,6 +79,10 @@ class Problem:
         part = Problem(system, self.linear, in_dims=self.in_dims)
         part.plain = self.plain
         return part
+
+    def settled(self, good: Tensor) -> Tensor:
+        """``good``, or frozen already: nobody searches a step for such a sample."""
+        return good if self.done is None else good | self.done
 
     def image(self, z: Tensor) -> Tensor:
         """f(z) of a fixed point."""
@@ -215,6 +220,7 @@ def iterate(f: Problem, method: Method, z: Tensor, tolerance: Tolerance, max_ite
                 lambda t, keep=keep: t[keep] if isinstance(t, Tensor) else t,
                 (z, r, size, first, best, largest, tol, done, converged, iterations, stalled, state),
             )
+        f.done = done
         z_new, r_new, state = method.step(f, z, r, state)
         size_new, length = norm(r_new), norm(z_new)
         iterations = iterations + ~done

@@ -87,17 +87,15 @@ class Objective:
             return self.pack(self.condition.residual(self.unknown.unpack(z), self.unknown.unpack(g)), "proj or prox")
 
 
-def search(
-    objective: Objective, z: Tensor, value: Tensor, g: Tensor, d: Tensor, t: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def search(f: Problem, z: Tensor, value: Tensor, g: Tensor, d: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(z + t d, value, gradient) with t halved until the value falls enough, each sample by itself.
 
     Where the value moves by rounding alone its fall is read off the slopes: the approximate Wolfe condition of Hager
     and Zhang (2005), without which no gradient would get below the square root of the machine epsilon. A sample that
     finds no step has no gradient along d: its gradient becomes NaN, and it is reported.
     """
-    slope, eps = dot(g, d), torch.finfo(z.dtype).eps
-    good = torch.zeros_like(value, dtype=torch.bool)
+    objective, slope, eps = Objective.of(f), dot(g, d), torch.finfo(z.dtype).eps
+    good = f.settled(torch.zeros_like(value, dtype=torch.bool))
     z_new, value_new, g_new = z, value, g
     for _ in range(60):
         trial = z + t.unsqueeze(-1) * d
@@ -184,7 +182,7 @@ class FISTA(Descent):
                 break
             d = z_new - y
             # t <= 1/L along the step, by gradients: differences of values drown in rounding near the solution
-            good = dot(g_new - g, d) <= (1 + 1e-6) * dot(d, d) / t
+            good = f.settled(dot(g_new - g, d) <= (1 + 1e-6) * dot(d, d) / t)
             if bool(raw(good).all()):
                 break
             t = torch.where(good, t, t / 2)
@@ -251,7 +249,7 @@ class LBFGS(Descent):
             d = d + (a - ri * dot(yi, d).unsqueeze(-1)) * si
         downhill = dot(d, r) < 0
         d = step_samples(downhill, d, -r)
-        z_new, value, r_new = search(Objective.of(f), z, value, r, d, torch.ones_like(value))
+        z_new, value, r_new = search(f, z, value, r, d, torch.ones_like(value))
         ds, dy = z_new - z, r_new - r
         curvature = dot(ds, dy).unsqueeze(-1)
         # a pair without positive curvature would make the model indefinite: it counts as absent, for that sample
@@ -283,7 +281,7 @@ class NewtonDescent(Descent):
         downhill = (dot(d, r) < 0) | (norm(r) == 0)
         if not bool(raw(downhill).all()):
             d = step_samples(downhill, d, -(absolute(f.jacobian(z)) @ r.unsqueeze(-1)).squeeze(-1))
-        z, value, r = search(Objective.of(f), z, state, r, d, torch.ones_like(state))
+        z, value, r = search(f, z, state, r, d, torch.ones_like(state))
         return z, r, value
 
 
@@ -338,7 +336,7 @@ class MirrorDescent(Descent):
             d, dual_new = z_new - z, objective.dual(z_new)
             # f bends less than phi / t along the step, by gradients: differences of values drown in rounding
             bound = dot(torch.where(d == 0, 0, dual_new - dual), d) / t
-            good = dot(g_new - g, d) <= bound + 10 * torch.finfo(z.dtype).eps * norm(g) * norm(d)
+            good = f.settled(dot(g_new - g, d) <= bound + 10 * torch.finfo(z.dtype).eps * norm(g) * norm(d))
             if bool(raw(good).all()):
                 break
             t, growing = torch.where(good, t, t / 2), growing & good

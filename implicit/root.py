@@ -46,7 +46,7 @@ class Newton(Method):
         # a full step of the order of rounding is taken as it is: |F| cannot fall any more
         tiny = norm(d) <= 1e3 * torch.finfo(z.dtype).eps * norm(z)
         for _ in range(40):
-            good = tiny | (norm(r_new.detach()) <= (1 - 1e-4 * t) * size)
+            good = f.settled(tiny) | (norm(r_new.detach()) <= (1 - 1e-4 * t) * size)
             if bool(raw(good).all()):
                 break
             t = torch.where(good, t, t / 2)
