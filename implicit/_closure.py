@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ._pytree import Unknown
+from .operator import unwrapped
 
 
 def collect(tree: Any, found: list[Tensor]) -> None:
@@ -159,9 +160,7 @@ def eager() -> bool:
 
 def raw(t: Tensor) -> Tensor:
     """The numbers under the wrappers of torch.func, which alone may be looked at; a vmapped dim is one more dim."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(t):
-        t = torch._C._functorch.get_unwrapped(t)
-    return t.detach()
+    return unwrapped(t).detach()
 
 
 def check_recorded(r: Tensor, start: int, known: Sequence[Tensor]) -> None:

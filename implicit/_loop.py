@@ -18,7 +18,7 @@ from ._closure import System, eager, raw
 from ._jacobian import Jacobian, distance, jacobian
 from ._pytree import Unknown
 from .linear import LinearReport, LinearSolver
-from .operator import norm, units
+from .operator import apply_matrix, norm, units
 
 # a residual that no longer falls, this many units in the last place of z from a solution: rounding, not failure
 ROUNDING = 1e3
@@ -118,7 +118,7 @@ class Problem:
             return norm(r) / 2
         if eager():
             return distance(r, self.operator(z).rmatvec(r))
-        return distance(r, (self.jacobian(z).mT @ r.unsqueeze(-1)).squeeze(-1))
+        return distance(r, apply_matrix(self.jacobian(z).mT, r))
 
     def direction(self, z: Tensor, r: Tensor) -> Tensor:
         """The Newton step -J^-1 r; where J is singular, the least-squares step of least norm."""
@@ -131,7 +131,7 @@ class Problem:
             # not torch.linalg.solve: its second derivatives are wrong in forward mode
             J, op = self.jacobian(z), None
             inv, info = torch.linalg.inv_ex(J)
-            d = -(inv @ r.unsqueeze(-1)).squeeze(-1)
+            d = -apply_matrix(inv, r)
             regular = (info == 0) & d.isfinite().all(-1)
         if not bool(raw(regular).all()):
             J = self.jacobian(z) if op is None else op.dense()

@@ -28,7 +28,7 @@ from ._closure import Graph, System, dual, eager, raw, transforms
 from ._jacobian import Adjoint, Jacobian, distance, inverse, jacobian
 from ._pytree import Unknown
 from .linear import Auto, ConvergenceError, LinearOperator, LinearSolver
-from .operator import norm
+from .operator import apply_matrix, norm, unwrapped
 
 # derivatives by plain autograd on top of torch.func or forward mode are exact up to this order; so are compiled ones
 OUTER_ORDER = 3
@@ -117,10 +117,7 @@ def correct(z: Tensor, f: Callable[[Tensor], Tensor], adjoint: Adjoint, op: Line
         order = OUTER_ORDER
     else:
         order = sum(level.key().name in ("Grad", "Jvp") for level in transforms()) + dual()
-        inner = r
-        while torch._C._functorch.is_functorch_wrapped_tensor(inner):
-            inner = torch._C._functorch.get_unwrapped(inner)
-        order += OUTER_ORDER if inner.requires_grad else 0
+        order += OUTER_ORDER if unwrapped(r).requires_grad else 0
     if order == 0:
         return z
     J = jacobian(f, z) if op is None else op.dense()
@@ -128,7 +125,7 @@ def correct(z: Tensor, f: Callable[[Tensor], Tensor], adjoint: Adjoint, op: Line
     moved = z
     for k in range(order):
         r = f(moved) if k else r
-        moved = moved - (inv @ r.unsqueeze(-1)).squeeze(-1)
+        moved = moved - apply_matrix(inv, r)
     return z + (moved - moved.detach())
 
 

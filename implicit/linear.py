@@ -17,6 +17,7 @@ from .operator import (
     LinearOperator,
     LinearReport,
     LinearSolver,
+    apply_matrix,
     as_operator,
     check_system,
     forward_levels,
@@ -60,10 +61,6 @@ class Direct(LinearSolver):
         if not self.ridge >= 0:
             raise ValueError(f"ridge must be at least 0, got {self.ridge}")
 
-    @property
-    def direct(self) -> bool:
-        return True
-
     def solve(self, op: LinearOperator, b: Tensor, x0: Tensor | None = None) -> tuple[Tensor, LinearReport]:
         check_system(op, b, x0)
         matrix = op.shifted(self.ridge).dense()
@@ -73,7 +70,7 @@ class Direct(LinearSolver):
         converged = fine & (torch.linalg.vector_norm(numbers, dim=-1) < torch.inf)
 
         def residual() -> Tensor:
-            error = norm((matrix.detach() @ numbers.unsqueeze(-1)).squeeze(-1) - b.detach())
+            error = norm(apply_matrix(matrix.detach(), numbers) - b.detach())
             return torch.where(error == 0, 0, error / norm(b.detach()))
 
         return x, LinearReport(converged, torch.ones_like(converged, dtype=torch.int64), residual, reason)
@@ -299,22 +296,20 @@ def linear_solve(
     if vector:
         batch = torch.broadcast_shapes(A.shape[:-1], b.shape)
         b, x0 = b.expand(batch), None if x0 is None else x0.expand(batch)
-        return solve_parametric(_product, (A,), b, method, x0=x0, operator=LinearOperator.from_tensor)
+        return solve_parametric(
+            lambda v, a: apply_matrix(a, v), (A,), b, method, x0=x0, operator=LinearOperator.from_tensor
+        )
     # the columns of b are one more batch dimension
     shape = (*torch.broadcast_shapes(A.shape[:-2], b.shape[:-2]), *b.shape[-2:])
     b, x0 = b.expand(shape), None if x0 is None else x0.expand(shape)
     return solve_parametric(
-        lambda v, a: _product(v, a.unsqueeze(-3)),
+        lambda v, a: apply_matrix(a.unsqueeze(-3), v),
         (A,),
         b.mT,
         method,
         x0=None if x0 is None else x0.mT,
         operator=lambda a: LinearOperator.from_tensor(a.unsqueeze(-3)),
     ).mT
-
-
-def _product(v: Tensor, a: Tensor) -> Tensor:
-    return (a @ v.unsqueeze(-1)).squeeze(-1)
 
 
 def _solve_direct(A: Tensor, b: Tensor, method: Direct, vector: bool) -> Tensor:
@@ -355,7 +350,7 @@ def _check_linear(op: LinearOperator, matrix: Tensor, x: Tensor) -> None:
     """Raise where A x is not the product with A's columns."""
     with torch.no_grad():
         x, matrix = x.detach(), matrix.detach()
-        gap = norm(op.matvec(x) - _product(x, matrix))
+        gap = norm(op.matvec(x) - apply_matrix(matrix, x))
         bound = torch.finfo(x.dtype).eps ** 0.5 * (norm(matrix.flatten(-2)) * norm(x))
     if is_false(gap <= bound):
         raise ValueError("A is not linear: A(x) differs from the combination of its columns; A(0) must be 0")

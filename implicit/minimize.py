@@ -22,7 +22,7 @@ from .adjoint import Gradient, Implicit, check_count
 from .conditions import Mirror, Projected, Proximal, Stationary
 from .iterate import Common, solve
 from .linear import Auto, LinearSolver
-from .operator import dot, norm
+from .operator import apply_matrix, dot, norm
 from .root import Newton
 
 ARMIJO = 1e-4
@@ -280,7 +280,7 @@ class NewtonDescent(Descent):
             return z + d, f(z + d), state
         downhill = (dot(d, r) < 0) | (norm(r) == 0)
         if not bool(raw(downhill).all()):
-            d = step_samples(downhill, d, -(absolute(f.jacobian(z)) @ r.unsqueeze(-1)).squeeze(-1))
+            d = step_samples(downhill, d, -apply_matrix(absolute(f.jacobian(z)), r))
         z, value, r = search(f, z, state, r, d, torch.ones_like(state))
         return z, r, value
 

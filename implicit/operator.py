@@ -42,6 +42,11 @@ def norm(a: Tensor) -> Tensor:
     return dot(a, a).sqrt()
 
 
+def apply_matrix(matrix: Tensor, v: Tensor) -> Tensor:
+    """A v for A: (..., n, n) and v: (..., n)."""
+    return (matrix @ v.unsqueeze(-1)).squeeze(-1)
+
+
 def units(like: Tensor) -> Tensor:
     """The n unit vectors for every sample: (n, *like.shape)."""
     n = like.shape[-1]
@@ -121,8 +126,8 @@ class LinearOperator:
             raise ValueError(f"a matrix has shape (..., n, n), got {tuple(matrix.shape)}")
         return cls(
             matrix.shape,
-            lambda v: (matrix @ v.unsqueeze(-1)).squeeze(-1),
-            lambda v: (matrix.mT @ v.unsqueeze(-1)).squeeze(-1),
+            lambda v: apply_matrix(matrix, v),
+            lambda v: apply_matrix(matrix.mT, v),
             dense=lambda: matrix,
             dtype=matrix.dtype,
             device=matrix.device,
@@ -257,11 +262,6 @@ class LinearSolver(ABC):
     @property
     def T(self) -> LinearSolver:
         return self
-
-    @property
-    def direct(self) -> bool:
-        """Whether the solver factorizes the matrix rather than multiply by it."""
-        return False
 
 
 def check_system(op: LinearOperator, b: Tensor, x0: Tensor | None = None) -> None:

@@ -16,7 +16,7 @@ from ._pytree import shapes
 from .adjoint import Gradient, Implicit, check_count
 from .iterate import Common, decorate, solve
 from .linear import Auto, LinearSolver
-from .operator import dot, norm
+from .operator import apply_matrix, dot, norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class Chord(Method):
         return inverse_jacobian(f, z)
 
     def step(self, f: Problem, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
-        z = z - product(state, r)
+        z = z - apply_matrix(state, r)
         return z, f(z), state
 
 
@@ -104,7 +104,7 @@ class LevenbergMarquardt(Method):
         scale = gram.diagonal(dim1=-2, dim2=-1).sum(-1) / z.shape[-1]
         eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
         inv = torch.linalg.inv_ex(gram + (m * scale)[..., None, None] * eye)[0]
-        z_new = z - product(inv, product(J.mT, r))
+        z_new = z - apply_matrix(inv, apply_matrix(J.mT, r))
         r_new = f(z_new)
         better = norm(r_new) < norm(r)
         least = torch.finfo(z.dtype).eps
@@ -140,7 +140,7 @@ class Broyden(Method):
         base, left, right = state if len(state[1]) < self.memory else self.start(f, z, r)
 
         def apply(matrix: Tensor | None, v: Tensor, a: tuple, b: tuple) -> Tensor:
-            out = v if matrix is None else product(matrix, v)
+            out = v if matrix is None else apply_matrix(matrix, v)
             for u, w in zip(a, b, strict=True):
                 out = out + u * dot(w, v).unsqueeze(-1)
             return out
@@ -219,10 +219,6 @@ class Bisection(Method):
         number = torch.finfo(z.dtype)
         relative, absolute = max(tolerance.rtol, 2 * number.eps), max(tolerance.atol or 0.0, 2 * number.smallest_normal)
         return (high - low <= relative * torch.maximum(low.abs(), high.abs()) + absolute).all(-1)
-
-
-def product(matrix: Tensor, v: Tensor) -> Tensor:
-    return (matrix @ v.unsqueeze(-1)).squeeze(-1)
 
 
 def inverse_jacobian(f: Problem, z: Tensor) -> Tensor:
