@@ -163,6 +163,17 @@ def raw(t: Tensor) -> Tensor:
     return unwrapped(t).detach()
 
 
+@contextmanager
+def own_casts() -> Iterator[None]:
+    """Autocast makes its casts of parameters anew: one that it keeps may have been made without a graph."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
 def check_recorded(r: Tensor, start: int, known: Sequence[Tensor]) -> None:
     """Raise if the graph of ``r`` reaches a tensor that no recorded torch function took, as in torch.jit modules.
 
@@ -281,7 +292,7 @@ class System:
 
     def graph(self, z: Tensor) -> Graph:
         """F at the numbers of z with the graph to z and to every tensor that needs a gradient, found by recording."""
-        with torch.enable_grad():
+        with torch.enable_grad(), own_casts():
             z = z.detach().requires_grad_()
             start = z.view_as(z).grad_fn._sequence_nr()  # type: ignore[union-attr]
             given = [self.leaves[i] for i in self.given]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ._closure import System, eager, raw
+from ._closure import System, eager, own_casts, raw
 from ._jacobian import Adjoint, check_on_fail
 from ._loop import Info, Method, Problem, Tolerance, iterate, iterate_one, samples, some, unroll
 from ._pytree import Unknown
@@ -70,6 +70,7 @@ class Common:
             check_count(self.max_iter, "max_iter")
 
 
+@own_casts()
 def solve(
     function: Callable[..., Any],
     z0: Any,

@@ -173,3 +173,18 @@ def test_errors() -> None:
         implicit.Equilibrium(lambda z: z)()
     with pytest.raises(ValueError, match="on_fail"):
         implicit.Equilibrium(lambda z: z, on_fail="never")
+
+
+@pytest.mark.parametrize("grad", [implicit.Implicit(), implicit.OneStep(), implicit.Unroll()], ids=repr)
+def test_autocast(grad) -> None:
+    """Casts that autocast keeps from steps without a graph, or from another call, must not cut gradients off."""
+    torch.manual_seed(0)
+    linear, x = nn.Linear(5, 5), torch.randn(3, 5)
+    nn.init.orthogonal_(linear.weight, gain=0.4)
+    layer = implicit.Equilibrium(lambda z, x: torch.tanh(linear(z) + x), grad=grad, rtol=1e-2, atol=1e-2)
+    want = torch.autograd.grad(loss(layer(x)), [*linear.parameters()])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        linear(x)
+        for _ in range(2):
+            got = torch.autograd.grad(loss(layer(x).float()), [*linear.parameters()])
+            torch.testing.assert_close(got, want, rtol=0.1, atol=0.05)
