@@ -211,7 +211,7 @@ def quietly(run: Run) -> Any:
 
 
 def torchdeq_run(problem: Tanh) -> Run | None:
-    """torchdeq's default forward, Anderson to 1e-11 or 25 steps, without gradient."""
+    """torchdeq's plain iteration to 1e-11 or 25 steps, without gradient."""
     try:
         torchdeq = importlib.import_module("torchdeq")
     except ImportError:
@@ -243,7 +243,9 @@ def tanh_rows(n: int, pairs: int) -> list[Row]:
         rows.append((f"tanh, {name}, to 1e-11, {bare}", n, *compare(forward, loop, 4 * pairs)))
     theirs = torchdeq_run(p)
     if theirs is not None:
-        rows.append((f"tanh, torchdeq, to 1e-11, {bare}", n, *compare(lambda: quietly(theirs), loop, pairs)))
+        rows.append(
+            (f"tanh, torchdeq's fixed_point_iter, to 1e-11, {bare}", n, *compare(lambda: quietly(theirs), loop, pairs))
+        )
     return rows
 
 
