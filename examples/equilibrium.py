@@ -185,7 +185,10 @@ def train(name: str, seed: int, args: argparse.Namespace) -> Result:
 
 
 def kept(network: Network, data: Digits) -> int:
-    """Bytes that the forward pass keeps for the backward pass, each storage once; parameters and data do not count."""
+    """Bytes that the forward pass keeps for the backward pass, each storage once; parameters and data do not count.
+
+    Neither do the vectors of GMRES, which live during the backward pass alone: 8 kB for each of its steps.
+    """
     old = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *data)}
     storages: dict[int, torch.UntypedStorage] = {}
 
