@@ -1,7 +1,72 @@
 """implicit: exact gradients through roots, fixed points, minimizers and linear solves, for PyTorch.
 
-The package is a table of contents for now; it stands alone and knows nothing of smoothops. Its planned names:
-attach, root, fixed_point, minimize, linear_solve, qp, program, hypergradient, Equilibrium, conditions.
+A solution z of F(z, theta) = 0 moves with theta as z' = -J^-1 F_theta, J = dF/dz, whatever computed it.
+The package stands alone and knows nothing of smoothops.
 """
 
-__all__: list[str] = []
+from . import conditions
+from ._loop import Info
+from .adjoint import Implicit, OneStep, Phantom, Truncated, Unroll, attach
+from .bilevel import hypergradient
+from .equilibrium import Equilibrium
+from .fixed_point import Anderson, Picard, custom_fixed_point, fixed_point
+from .linear import (
+    CG,
+    GMRES,
+    LU,
+    Auto,
+    BiCGStab,
+    Cholesky,
+    ConvergenceError,
+    LinearOperator,
+    LstSq,
+    Neumann,
+    NormalCG,
+    linear_solve,
+)
+from .minimize import FISTA, LBFGS, GradientDescent, MirrorDescent, minimize
+from .report import GradientReport, gradient_report
+from .root import Bisection, Broyden, Chord, LevenbergMarquardt, Newton, custom_root, root
+
+__all__ = [
+    "CG",
+    "FISTA",
+    "GMRES",
+    "LBFGS",
+    "LU",
+    "Anderson",
+    "Auto",
+    "BiCGStab",
+    "Bisection",
+    "Broyden",
+    "Cholesky",
+    "Chord",
+    "ConvergenceError",
+    "Equilibrium",
+    "GradientDescent",
+    "GradientReport",
+    "Implicit",
+    "Info",
+    "LevenbergMarquardt",
+    "LinearOperator",
+    "LstSq",
+    "MirrorDescent",
+    "Neumann",
+    "Newton",
+    "NormalCG",
+    "OneStep",
+    "Phantom",
+    "Picard",
+    "Truncated",
+    "Unroll",
+    "attach",
+    "conditions",
+    "custom_fixed_point",
+    "custom_root",
+    "fixed_point",
+    "gradient_report",
+    "hypergradient",
+    "linear_solve",
+    "minimize",
+    "root",
+]

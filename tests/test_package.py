@@ -41,9 +41,12 @@ LAYERS = {
         ("nn",),
     ),
     "implicit": (
+        ("operator", "_pytree"),
+        ("_closure", "_solve", "krylov"),
         ("linear",),
+        ("_jacobian",),
         ("adjoint",),
-        ("iterate", "conditions"),
+        ("_loop", "iterate", "conditions", "report"),
         ("root", "fixed_point", "minimize"),
         ("qp", "program", "bilevel", "equilibrium"),
     ),
