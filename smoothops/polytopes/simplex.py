@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from .._axes import Rows, check_number, concrete
-from .._regularizer import Mixing, Regularizer
+from .._regularizer import FAMILIES, Mixing, Regularizer
 from ..kernels.torch import FAR
 from ..regularizers import Entropy
 from ._dual import Threshold, clipped
 from ._fused import choice, softmax
 from ._mixing import mixing_threshold
+from ._traced import ANSWERS
 from .base import Polytope
 
 
@@ -153,6 +154,14 @@ class Simplex(CappedSimplex):
 
     def _hard_max(self, rows: Rows) -> Tensor:
         return torch.where(self._eligible(rows), rows.x, -torch.inf).amax(-1, keepdim=True)
+
+
+def _answer(x: Tensor, eps: Any, k: Any, alpha: Any, family: str, several: str) -> Tensor:
+    polytope = CappedSimplex(k) if several == "1" else Simplex()
+    return polytope.argmax(x, FAMILIES[family].make(eps, alpha))
+
+
+ANSWERS["choice"] = _answer
 
 
 @dataclass(frozen=True, eq=False)
