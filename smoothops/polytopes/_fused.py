@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from .._axes import Rows, concrete
+from .._axes import Rows, concrete, row_sum
 from .._regularizer import FAMILIES, Mixing, Regularizer
 from . import _traced
 
@@ -216,11 +216,7 @@ def softmax(rows: Rows, reg: Regularizer, plain: Callable[[Rows, Regularizer, An
         return None if isinstance(reg.eps, Tensor) else rows.poisoned(_softmax(_lowered(rows, rows.x), float(reg.eps)))
     if not concrete(rows.input):
         return None
-    x = _lowered(rows, rows.given.to(rows.wide))
-    eps = _parameter(rows, reg.eps, "eps")
-    fit = x.detach().amax(-1).isfinite()
-    if isinstance(eps, Tensor) and (eps.requires_grad or not eager(eps)):  # the derivative in eps: 0 times inf
-        fit = x.detach().isfinite().all(-1)
+    x, eps, fit = _exponents(rows, reg)
 
     def fast(x: Tensor, eps: Any) -> Tensor:
         return torch.softmax((x - x.detach().amax(-1, keepdim=True)) / eps, -1)
@@ -228,6 +224,27 @@ def softmax(rows: Rows, reg: Regularizer, plain: Callable[[Rows, Regularizer, An
     if bool(fit.all()):
         return fast(x, eps)
     return _apart(x, fit, fast, lambda x, e: plain(Rows(x), reg.at(e, reg.shape), 1), (eps,))
+
+
+def _exponents(rows: Rows, reg: Regularizer) -> tuple[Tensor, float | Tensor, Tensor]:
+    """x with -inf for absent items, eps, and the rows in which e^(x/eps) gives all derivatives."""
+    x = _lowered(rows, rows.given.to(rows.wide))
+    eps = _parameter(rows, reg.eps, "eps")
+    if isinstance(eps, Tensor) and (eps.requires_grad or not eager(eps)):  # the derivative in eps: 0 times inf
+        return x, eps, x.detach().isfinite().all(-1)
+    return x, eps, x.detach().amax(-1).isfinite()
+
+
+def log_sum_exp(rows: Rows, reg: Regularizer, plain: Callable[[], Tensor]) -> Tensor:
+    """eps log sum e^(x/eps) of each row, ``plain()`` where the maximum is not finite or rows cannot be looked at."""
+    if isinstance(reg.eps, Mixing) or not rows.input.numel() or not concrete(rows.input):
+        return plain()
+    x, eps, fit = _exponents(rows, reg)
+    fit = fit.unsqueeze(-1)
+    x = x if bool(fit.all()) else torch.where(fit, x, 0)
+    top = x.detach().amax(-1, keepdim=True)
+    value = top + eps * row_sum(((x - top) / eps).exp()).log()
+    return value if bool(fit.all()) else torch.where(fit, value, plain())
 
 
 def _lowered(rows: Rows, x: Tensor) -> Tensor:
