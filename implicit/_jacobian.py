@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.vmap import lazy_load_decompositions
 
 from ._closure import raw, transforms
 from .linear import LU, ConvergenceError, Direct, LinearOperator, LinearReport, LinearSolver
@@ -58,7 +59,10 @@ class Jacobian(LinearOperator):
         # vmap repeats a batched matrix that F reads for every vector of a chunk
         few = max(1, CHUNK // self.z.numel()) if self.z.ndim > 1 else len(flat)
         try:
-            out = torch.func.vmap(product, chunk_size=few if few < len(flat) else None)(flat)
+            if few >= len(flat):
+                out = vectorized(product, flat)
+            else:
+                out = torch.cat([vectorized(product, part) for part in flat.split(few)])
         except RuntimeError:  # something in F has no vmap rule
             out = torch.stack([product(row) for row in flat])
         return out.reshape(*lead, *self.z.shape)
@@ -89,6 +93,18 @@ class Jacobian(LinearOperator):
         shifted = super().shifted(ridge)
         shifted._dense = lambda: self.dense() + eye  # only direct solvers ask for it
         return shifted
+
+
+def vectorized(product: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """torch.func.vmap of a function of one tensor, whose handling of pytrees would take longer than the product."""
+    functorch = torch._C._functorch
+    lazy_load_decompositions()
+    level = functorch._vmap_increment_nesting(len(rows), "error")
+    try:
+        out = product(functorch._add_batch_dim(rows, 0, level))
+        return functorch._remove_batch_dim(out, level, len(rows), 0)
+    finally:
+        functorch._vmap_decrement_nesting()
 
 
 class Solve(torch.autograd.Function):
