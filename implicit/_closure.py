@@ -174,8 +174,8 @@ def own_casts() -> Iterator[None]:
         torch.set_autocast_cache_enabled(before)
 
 
-def check_recorded(r: Tensor, start: int, known: Sequence[Tensor]) -> None:
-    """Raise if the graph of ``r`` reaches a tensor that no recorded torch function took, as in torch.jit modules.
+def stranger(r: Tensor, start: int, known: Sequence[Tensor]) -> Any:
+    """A node of the graph of ``r`` that belongs to a tensor from outside which is not known, or None.
 
     Nodes are numbered as they are made: those before ``start`` belong to tensors from outside.
     """
@@ -188,12 +188,20 @@ def check_recorded(r: Tensor, start: int, known: Sequence[Tensor]) -> None:
         seen.add(node)
         variable = getattr(node, "variable", None)  # a leaf's AccumulateGrad
         if (variable is not None and id(variable) not in leaves) or (variable is None and node._sequence_nr() < start):
-            shape = "" if variable is None else f" of shape {tuple(variable.shape)}"
-            raise ValueError(
-                f"the function closes over a tensor{shape} through code that cannot be recorded (torch.jit, a custom "
-                "autograd.Function), so that its gradient would be lost; pass it as an argument of the function"
-            )
+            return node
         stack += [following for following, _ in node.next_functions]
+    return None
+
+
+def check_recorded(r: Tensor, start: int, known: Sequence[Tensor]) -> None:
+    """Raise if the graph of ``r`` reaches a tensor that no recorded torch function took, as in torch.jit modules."""
+    node = stranger(r, start, known)
+    if node is not None:
+        shape = f" of shape {tuple(node.variable.shape)}" if hasattr(node, "variable") else ""
+        raise ValueError(
+            f"the function closes over a tensor{shape} through code that cannot be recorded (torch.jit, a custom "
+            "autograd.Function), so that its gradient would be lost; pass it as an argument of the function"
+        )
 
 
 class Graph:
@@ -226,7 +234,7 @@ class System:
         ]
         self.closed: list[Tensor] = []
         self.effects: Effects | None = None
-        self.constant = False  # whether the first evaluation read nothing that needs a gradient
+        self.closes = True  # whether the first evaluation may have read closed-over tensors that need a gradient
         self.aux: Any = None
 
     def live(self, z: Tensor, given: Sequence[Tensor] | None = None, recorder: Recorder | None = None) -> Tensor:
@@ -269,7 +277,8 @@ class System:
         if first:
             effects.done(recorder.mutated())
             self.effects = effects
-            self.constant = not given and not self.given and not recorder.differentiable()
+            known = {id(self.leaves[i]) for i in self.given}
+            self.closes = any(id(t) not in known for t in recorder.differentiable())
         return r, recorder
 
     def again(self, z: Tensor, given: Sequence[Tensor] | None = None) -> Tensor:
@@ -297,6 +306,11 @@ class System:
             start = z.view_as(z).grad_fn._sequence_nr()  # type: ignore[union-attr]
             given = [self.leaves[i] for i in self.given]
             copies = [t.detach().requires_grad_() for t in given]
+            if not self.closes:  # as far as the first evaluation went: the graph tells whether it still holds
+                r = self.again(z, copies)
+                if stranger(r, start, [z, *copies]) is None:
+                    self.closed = []
+                    return Graph(r, z, copies, given)
             r, recorder = self.once(z, copies)
             assert recorder is not None
             self.closed = [
