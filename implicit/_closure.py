@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ._pytree import Unknown
+from ._pytree import Unknown, flatten
 from .operator import unwrapped
 
 
@@ -228,7 +228,9 @@ class System:
             raise TypeError(f"expected a function of the unknown, got {type(function).__name__}")
         self.function, self.unknown, self.fixed_point, self.has_aux = function, unknown, fixed_point, has_aux
         self.args, self.kwargs = args, kwargs or {}
-        self.leaves, self.spec = tree_flatten((self.args, self.kwargs))
+        # tensors alone, the usual case, need no pytree
+        flat = not kwargs and all(isinstance(a, Tensor) for a in args)
+        self.leaves, self.spec = (list(args), None) if flat else tree_flatten((args, self.kwargs))
         self.given = [
             i for i, a in enumerate(self.leaves) if isinstance(a, Tensor) and a.is_floating_point() and a.requires_grad
         ]
@@ -249,12 +251,12 @@ class System:
             leaves = list(self.leaves)
             for i, t in zip(self.given, given, strict=True):
                 leaves[i] = t
-            args, kwargs = tree_unflatten(leaves, self.spec)
+            args, kwargs = (leaves, {}) if self.spec is None else tree_unflatten(leaves, self.spec)
         parts = self.unknown.unpack(z)
         if recorder is None:
             y = self.function(parts, *args, **kwargs)
         else:
-            recorder.begin([*tree_flatten(parts)[0], *(given or ())])
+            recorder.begin([*flatten(parts)[0], *(given or ())])
             with recorder:
                 y = self.function(parts, *args, **kwargs)
         if self.has_aux:

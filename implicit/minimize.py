@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten
 
 from ._closure import raw
 from ._loop import Method, Problem, samples, step_samples
@@ -35,7 +35,7 @@ class Objective:
         self.free = type(f.system.function) is Stationary  # neither proj nor prox
         self.system, self.unknown = f.system, f.system.unknown
         self.condition: Stationary = f.system.function  # type: ignore[assignment]
-        self.args, self.kwargs = tree_unflatten(f.system.leaves, f.system.spec)
+        self.args, self.kwargs = f.system.args, f.system.kwargs
 
     @staticmethod
     def of(f: Problem) -> Objective:
