@@ -13,7 +13,7 @@ from torch._functorch.vmap import lazy_load_decompositions
 
 from ._closure import raw, transforms
 from .linear import LU, ConvergenceError, Direct, LinearOperator, LinearReport, LinearSolver
-from .operator import legacy_vmap_level, norm, units, without_legacy_vmap
+from .operator import legacy_vmap_level, norm, units, vjp, without_legacy_vmap
 
 CHUNK = 2**13  # numbers that are pulled back at a time, where there is a batch
 ON_FAIL = ("raise", "warn", "nan", "ignore")
@@ -44,10 +44,6 @@ class Jacobian(LinearOperator):
     def T(self) -> Jacobian:
         return Jacobian(self.r, self.z, not self.transposed, self.cache)
 
-    def _pull(self, u: Tensor) -> Tensor:
-        (g,) = torch.autograd.grad(self.r, self.z, u, retain_graph=True, allow_unused=True)
-        return torch.zeros_like(u) if g is None else g
-
     def _each(self, product: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
         """``product`` for vectors with more leading dimensions than z has."""
         if v.ndim == self.z.ndim:
@@ -68,7 +64,7 @@ class Jacobian(LinearOperator):
         return out.reshape(*lead, *self.z.shape)
 
     def _vjp(self, u: Tensor) -> Tensor:
-        return self._each(self._pull, u) if self.r.requires_grad else torch.zeros_like(u)
+        return self._each(lambda x: vjp(self.r, self.z, x), u) if self.r.requires_grad else torch.zeros_like(u)
 
     def _jvp(self, v: Tensor) -> Tensor:
         # the derivative of the pullback in its cotangent
@@ -79,7 +75,7 @@ class Jacobian(LinearOperator):
             (g,) = torch.autograd.grad(self.r, self.z, w, create_graph=True, allow_unused=True)
         if g is None or not g.requires_grad:
             return torch.zeros_like(v)
-        return self._each(lambda x: torch.autograd.grad(g, w, x, retain_graph=True)[0], v)
+        return self._each(lambda x: vjp(g, w, x), v)
 
     def dense(self) -> Tensor:
         if "J" not in self.cache:
