@@ -230,7 +230,10 @@ class System:
         self.args, self.kwargs = args, kwargs or {}
         # tensors alone, the usual case, need no pytree
         flat = not kwargs and all(isinstance(a, Tensor) for a in args)
-        self.leaves, self.spec = (list(args), None) if flat else tree_flatten((args, self.kwargs))
+        self.leaves: list[Any] = list(args)
+        self.spec: Any = None
+        if not flat:
+            self.leaves, self.spec = tree_flatten((args, self.kwargs))
         self.given = [
             i for i, a in enumerate(self.leaves) if isinstance(a, Tensor) and a.is_floating_point() and a.requires_grad
         ]
