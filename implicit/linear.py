@@ -95,7 +95,8 @@ def _regular(matrix: Tensor, info: Tensor, solution: Tensor) -> Tensor:
     matrix, solution = matrix.detach(), solution.detach()
     bound = 0.1 * matrix.shape[-1] ** 0.5 / torch.finfo(matrix.dtype).eps
     # NaN and infinity are not below the bound
-    if matrix.ndim == 2 and matrix.device.type == "cpu" and eager():  # numbers of Python are faster than tensors
+    plain = eager() and type(solution) is Tensor and not is_wrapped(solution)  # fake tensors have no numbers
+    if plain and matrix.ndim == 2 and matrix.device.type == "cpu":  # Python's are faster than tensors
         growth = torch.linalg.vector_norm(matrix).item() * torch.linalg.vector_norm(solution).item()
         return torch.tensor(info.item() == 0 and growth < bound)
     growth = torch.linalg.matrix_norm(matrix) * torch.linalg.vector_norm(solution, dim=(-2, -1))
