@@ -88,12 +88,12 @@ def conditions() -> Iterator[str]:
     for name, library in (("torchsort", torchsort), ("entmax", entmax), ("softtorch", softtorch)):
         versions.append((name, importlib.metadata.version(name) if library is not None else "not installed"))
     named = ", ".join(f"{name} {version}" for name, version in versions)
-    yield f"{datetime.date.today().isoformat()}; {cpu()}, {torch.get_num_threads()} threads, wall clock; {named}."
+    yield f"{datetime.date.today().isoformat()}; {cpu()}, {torch.get_num_threads()} thread(s), wall clock; {named}."
     yield ""
 
 
 def report(quick: bool, results: Results) -> Iterator[str]:
-    budget = 0.2 if quick else 4.0
+    budget = 0.2 if quick else 2.0
     yield from conditions()
     for table in QUICK if quick else TABLES:
         yield from raced(table, budget, results)
