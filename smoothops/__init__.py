@@ -36,6 +36,7 @@ from .operators import (
     topk,
     topk_mask,
 )
+from .fenchel_young import FenchelYoung
 
 __version__ = "0.1.0"
 
@@ -106,4 +107,6 @@ __all__ = [
     "floor",
     "ceil",
     "round",
+    # losses
+    "FenchelYoung",
 ]
