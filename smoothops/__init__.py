@@ -36,6 +36,7 @@ from .operators import (
     topk,
     topk_mask,
 )
+from . import metrics
 from .fenchel_young import FenchelYoung
 
 __version__ = "0.1.0"
