@@ -36,7 +36,7 @@ from .operators import (
     topk,
     topk_mask,
 )
-from . import metrics
+from . import losses, metrics
 from .fenchel_young import FenchelYoung
 
 __version__ = "0.1.0"
@@ -108,6 +108,8 @@ __all__ = [
     "floor",
     "ceil",
     "round",
-    # losses
+    # losses and metrics
     "FenchelYoung",
+    "losses",
+    "metrics",
 ]

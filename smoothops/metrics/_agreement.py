@@ -147,9 +147,8 @@ class _Step:
 
     def __init__(self, lists: Lists) -> None:
         self.smoothing: Any = lists.fixed
-        self.shared: Values = ()
-        if isinstance(self.smoothing, Regularizer):
-            self.shared = (lists.rows.parameter(self.smoothing.eps, "eps"),)
+        soft = isinstance(self.smoothing, Regularizer)
+        self.shared: Values = (lists.rows.parameter(self.smoothing.eps, "eps"),) if soft else ()
 
     def __call__(self, a: Tensor, b: Tensor, shared: Values) -> Tensor:
         gap = a - b

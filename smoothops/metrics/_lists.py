@@ -39,8 +39,9 @@ class Lists:
         self.rows = Rows(scores, -1, where)
         self.dtype, self.n = scores.dtype, scores.shape[-1]
         self.scores = self.rows.x
-        self.present = torch.ones_like(self.scores, dtype=torch.bool) if where is None else self.rows.present
-        self.masked = where is not None
+        mask = self.rows.present
+        self.present = torch.ones_like(self.scores, dtype=torch.bool) if mask is None else mask
+        self.masked = mask is not None
         self.labels = torch.where(self.present, self.rows.like(labels, "labels"), 0)
         self.weighted = weights is not None
         self.weights = torch.where(self.present, self._weights(weights), 0)
@@ -138,7 +139,8 @@ class Lists:
 
     def _runs(self, among: Tensor) -> tuple[Tensor, Blocks]:
         """The order of the marked items, best first, the others last, and its runs of equal scores."""
-        order, there = descending_order(Rows(self.scores, -1, among))
+        order, _ = descending_order(Rows(self.scores, -1, among))
+        there = among.gather(-1, order)
         x = self.scores.detach().gather(-1, order)
         changes = (x[..., 1:] != x[..., :-1]) | (there[..., 1:] != there[..., :-1])
         return order, Blocks.given(torch.cat([torch.ones_like(there[..., :1]), changes], -1))

@@ -96,7 +96,7 @@ def ndcg(
     Example:
         >>> scores, labels = torch.tensor([0.3, 0.9, 0.1]), torch.tensor([2, 1, 0])
         >>> so.metrics.ndcg(scores, labels), so.metrics.ndcg(scores, labels, smoothing=1.0)
-        (tensor(0.8597), tensor(0.8893))
+        (tensor(0.8597), tensor(0.7448))
     """
     check_k(k)
     lists = Lists(scores, labels, where, weights)
