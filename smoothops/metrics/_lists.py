@@ -124,14 +124,17 @@ class Lists:
         eps = mixing_eps(rank, self.scores.detach(), reg.eps.inputs, smoothing=reg, where=where, **given)
         return reg.at(eps, reg.shape)
 
-    def ranks(self, among: Tensor | None = None, *, descending: bool = True, weighted: bool = False) -> Tensor:
+    def ranks(
+        self, among: Tensor | None = None, *, descending: bool = True, weighted: bool = False, fixed: bool = False
+    ) -> Tensor:
         """Ranks (..., n) among the items marked by ``among``, or all; equal scores share the mean; 0 for the others.
 
-        ``weighted``: mid-ranks of the cumulative weights.
+        ``weighted``: mid-ranks of the cumulative weights. ``fixed``: under :attr:`fixed`.
         """
         where = among if among is not None else self.present if self.masked else None
         weights = torch.where(self.present, self.weights, 1) if weighted and self.weighted else None
-        return rank(self.scores, -1, descending, weights=weights, where=where, smoothing=self.fixed)
+        smoothing = self.fixed if fixed else self.smoothing
+        return rank(self.scores, -1, descending, weights=weights, where=where, smoothing=smoothing)
 
     def first(self, among: Tensor) -> Tensor:
         """Weights (..., n), summing to 1, that choose the best of the items marked by ``among``; 0 if none is."""
@@ -177,7 +180,7 @@ class Lists:
             tied = runs.sum(torch.where(among, self.weights, 0).gather(-1, order))
             tied = torch.zeros_like(tied).scatter(-1, order, tied)
         # the mid-rank of a run of weight t that begins above the weight w is w + t/2 + 1/2
-        return torch.where(among, self.ranks(among, weighted=True) + (tied - 1) / 2, 1)
+        return torch.where(among, self.ranks(among, weighted=True, fixed=True) + (tied - 1) / 2, 1)
 
 
 def total(v: Tensor, keepdim: bool = False) -> Tensor:
