@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._axes import check_number
 from ..metrics._lists import Lists, check_k, divide, total
 from ..metrics._pairs import Values, over_pairs
-from ..metrics._ranked import Gain, ideal_dcg, linear_gain, log2_discount
+from ..metrics._ranked import Gain, gains_of, ideal_dcg, linear_gain, log2_discount
 from ..operators import argsort
 from ..relaxations import NeuralSort
 
@@ -168,7 +168,7 @@ def lambda_rank(
     """
     check_k(k)
     lists = Lists(scores, labels, where, weights)
-    gains = torch.where(lists.present, lists.weights * gain(lists.labels), 0)
+    gains = gains_of(lists, gain)
     places = lists.places(discount, k).detach()
 
     def term(i: Values, j: Values, shared: Values) -> Values:
@@ -212,7 +212,7 @@ def approx_ndcg(
         tensor(0.1572)
     """
     lists = Lists(scores, labels, where, weights)
-    gains = torch.where(lists.present, lists.weights * gain(lists.labels), 0)
+    gains = gains_of(lists, gain)
     ranks, _ = _sigmoid_ranks(lists, _positive(temperature, "temperature"))
     return lists.result(1 - divide(total(gains * discount(ranks)), ideal_dcg(gains, discount, None)), reduction)
 
@@ -256,7 +256,7 @@ def neural_ndcg(
     lists = Lists(scores, labels, where, weights)
     if lists.n == 0:
         return lists.result(total(lists.scores), reduction)
-    gains = torch.where(lists.present, lists.weights * gain(lists.labels), 0)
+    gains = gains_of(lists, gain)
     neural = NeuralSort(_positive(temperature, "temperature"))
     p = argsort(lists.scores, descending=True, where=lists.present, smoothing=neural)
     for _ in range(sinkhorn):

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .. import metrics
-from .._axes import check_tensor
 from .._reduction import check_reduction, reduce
 from ..metrics._ranked import Gain, linear_gain, log2_discount
 from ..smoothing import SmoothingLike
@@ -21,7 +20,9 @@ def _loss(
     """1 - metric for each list, 0 for an empty one, which does not enter the mean."""
     check_reduction(reduction)
     value = metric(scores, labels, where=where, reduction="none", **given)
-    present = torch.ones_like(check_tensor(scores), dtype=torch.bool) if where is None else where.expand(scores.shape)
+    if where is None and scores.shape[-1] > 0:
+        return reduce(1 - value, reduction)
+    present = torch.ones_like(scores, dtype=torch.bool) if where is None else where.expand(scores.shape)
     counted = present.any(-1)
     return reduce(torch.where(counted, 1 - value, 0), reduction, counted)
 

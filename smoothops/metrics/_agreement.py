@@ -36,9 +36,8 @@ def spearman(
         tensor(0.5000)
     """
     lists = Lists(scores, labels, where, weights)
-    heavy = torch.where(lists.present, lists.weights, 1) if lists.weighted else None
     middle = (total(lists.weights, keepdim=True) + 1) / 2
-    known = rank(lists.labels, weights=heavy, where=lists.present, smoothing=Hard()) - middle
+    known = rank(lists.labels, weights=lists.heavy, where=lists.mask, smoothing=Hard()) - middle
 
     def formula(o: Lists) -> Tensor:
         found = o.ranks(descending=False, weighted=True) - middle

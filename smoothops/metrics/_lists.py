@@ -37,27 +37,43 @@ class Lists:
                 f"{tuple(scores.shape)} and {tuple(labels.shape)}"
             )
         self.rows = Rows(scores, -1, where)
-        self.dtype, self.n = scores.dtype, scores.shape[-1]
-        self.scores = self.rows.x
-        mask = self.rows.present
-        self.present = torch.ones_like(self.scores, dtype=torch.bool) if mask is None else mask
-        self.masked = mask is not None
-        self.labels = torch.where(self.present, self.rows.like(labels, "labels"), 0)
-        self.weighted = weights is not None
-        self.weights = torch.where(self.present, self._weights(weights), 0)
-        self.relevant = self.labels > 0
+        self.dtype, self.n, self.mask = scores.dtype, scores.shape[-1], self.rows.present
+        # what only NaN and absent items need is left out where it can be seen that there are none
+        self.clean = concrete(scores) and not bool(self.rows.bad.any())
+        self.scores = self.kept(self.rows.given.to(self.rows.wide)) if self.clean else self.rows.x
+        self.labels = self.kept(self.rows.like(labels, "labels"))
+        self.heavy = None if weights is None else self._weights(weights)
         self.smoothing: Smoothing = Hard()
 
-    def _weights(self, weights: Tensor | None) -> Tensor:
-        if weights is None:
-            return torch.ones_like(self.scores)
-        values = self.rows.like(weights, "weights")
-        if concrete(values) and not bool((values[self.present] > 0).all()):
+    def _weights(self, weights: Tensor) -> Tensor:
+        """Positive weights (..., n), 1 for absent items."""
+        values = torch.where(self.present, self.rows.like(weights, "weights"), 1)
+        if concrete(values) and not bool((values > 0).all()):
             raise ValueError(
-                f"weights must be positive where an item is present, got {values[self.present].min().item()}; "
-                "leave items out by where="
+                f"weights must be positive where an item is present, got {values.min().item()}; leave items out by "
+                "where="
             )
         return values
+
+    def kept(self, v: Tensor) -> Tensor:
+        """v (..., n), 0 for absent items."""
+        return v if self.mask is None else torch.where(self.mask, v, 0)
+
+    def weighed(self, v: Tensor) -> Tensor:
+        """v (..., n) times the weights, 0 for absent items."""
+        return self.kept(v if self.heavy is None else self.heavy * v)
+
+    @lazy
+    def present(self) -> Tensor:
+        return torch.ones_like(self.scores, dtype=torch.bool) if self.mask is None else self.mask
+
+    @lazy
+    def weights(self) -> Tensor:
+        return self.weighed(torch.ones_like(self.scores))
+
+    @lazy
+    def relevant(self) -> Tensor:
+        return self.labels > 0
 
     @lazy
     def size(self) -> Tensor:
@@ -68,15 +84,16 @@ class Lists:
 
     def at(self, scores: Tensor) -> Lists:
         """The same lists with other scores (samples, ..., n)."""
-        other = Lists.__new__(Lists)
-        other.__dict__.update({k: v for k, v in vars(self).items() if not k.startswith("_made")})
-        other.scores = torch.where(self.present, scores, 0)
-        for name in ("present", "labels", "weights", "relevant"):
-            setattr(other, name, getattr(self, name).expand_as(other.scores))
+        other = self.under(self.smoothing)
+        for name in ("mask", "labels", "heavy"):
+            given = getattr(self, name)
+            setattr(other, name, given if given is None else given.expand_as(scores))
+        other.scores = other.kept(scores)
         return other
 
     def under(self, smoothing: Smoothing) -> Lists:
-        other = self.at(self.scores)
+        other = Lists.__new__(Lists)
+        other.__dict__.update({name: v for name, v in vars(self).items() if not name.startswith("_made")})
         other.smoothing = smoothing
         return other
 
@@ -103,7 +120,11 @@ class Lists:
         return self.result(value, reduction)
 
     def result(self, value: Tensor, reduction: str) -> Tensor:
-        value = self.rows.poisoned_value(value.unsqueeze(-1)).squeeze(-1)
+        """``value`` (...), 0 for empty lists, reduced, in the dtype of the scores."""
+        if not self.clean:
+            value = self.rows.poisoned_value(value.unsqueeze(-1)).squeeze(-1)
+        if self.mask is None and self.n > 0:
+            return reduce(value.to(self.dtype), reduction)
         counted = self.size > 0
         return reduce(torch.where(counted, value, 0).to(self.dtype), reduction, counted)
 
@@ -119,9 +140,8 @@ class Lists:
         reg: Any = self.smoothing
         if not (isinstance(reg, Regularizer) and isinstance(reg.eps, Mixing)):
             return reg
-        given = {"weights": torch.where(self.present, self.weights, 1)} if self.weighted else {}
-        where = self.present if self.masked else None
-        eps = mixing_eps(rank, self.scores.detach(), reg.eps.inputs, smoothing=reg, where=where, **given)
+        given = {} if self.heavy is None else {"weights": self.heavy}
+        eps = mixing_eps(rank, self.scores.detach(), reg.eps.inputs, smoothing=reg, where=self.mask, **given)
         return reg.at(eps, reg.shape)
 
     def ranks(
@@ -131,8 +151,7 @@ class Lists:
 
         ``weighted``: mid-ranks of the cumulative weights. ``fixed``: under :attr:`fixed`.
         """
-        where = among if among is not None else self.present if self.masked else None
-        weights = torch.where(self.present, self.weights, 1) if weighted and self.weighted else None
+        where, weights = self.mask if among is None else among, self.heavy if weighted else None
         smoothing = self.fixed if fixed else self.smoothing
         return rank(self.scores, -1, descending, weights=weights, where=where, smoothing=smoothing)
 
@@ -161,12 +180,13 @@ class Lists:
             value = torch.where(place <= cut, torch.ones_like(place) if discount is None else discount(place), 0)
             shared = runs.centre(value.expand(order.shape))[1]
             return torch.where(self.present, torch.zeros_like(self.scores).scatter(-1, order, shared), 0)
-        weight = self.present.to(self.scores.dtype)
-        if discount is not None:
-            weight = weight * discount(torch.where(self.present, self.ranks(), 1))
-        if cut < self.n:
-            where = self.present if self.masked else None
-            weight = weight * topk_mask(self.scores, cut, where=where, smoothing=self.smoothing)
+        if discount is None:
+            weight = self.present.to(self.scores.dtype)
+        else:
+            ranks = self.ranks()
+            weight = self.kept(discount(ranks if self.mask is None else torch.where(self.mask, ranks, 1)))
+        if cut < self.n or discount is None:
+            weight = weight * topk_mask(self.scores, cut, where=self.mask, smoothing=self.smoothing)
         return weight
 
     def at_or_above(self, among: Tensor) -> Tensor:

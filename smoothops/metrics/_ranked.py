@@ -43,8 +43,8 @@ def log2_discount(ranks: Tensor) -> Tensor:
     return 1 / torch.log2(1 + ranks)
 
 
-def _gains(lists: Lists, gain: Gain) -> Tensor:
-    return torch.where(lists.present, lists.weights * gain(lists.labels), 0)
+def gains_of(lists: Lists, gain: Gain) -> Tensor:
+    return lists.weighed(gain(lists.labels))
 
 
 def ideal_dcg(gains: Tensor, discount: Callable[[Tensor], Tensor], k: int | None) -> Tensor:
@@ -78,7 +78,7 @@ def dcg(
     """
     check_k(k)
     lists = Lists(scores, labels, where, weights)
-    gains = _gains(lists, gain)
+    gains = gains_of(lists, gain)
     return lists.evaluate(lambda o: total(gains * o.places(discount, k)), smoothing, reduction)
 
 
@@ -100,7 +100,7 @@ def ndcg(
     """
     check_k(k)
     lists = Lists(scores, labels, where, weights)
-    gains = _gains(lists, gain)
+    gains = gains_of(lists, gain)
     ideal = ideal_dcg(gains, discount, k)
     return lists.evaluate(lambda o: divide(total(gains * o.places(discount, k)), ideal), smoothing, reduction)
 
@@ -120,7 +120,7 @@ def precision_at_k(
     """
     check_k(k)
     lists = Lists(scores, labels, where, weights)
-    relevance = lists.weights * lists.relevant
+    relevance = lists.weighed(lists.relevant.to(lists.scores.dtype))
     shown = lists.size if k is None else lists.size.clamp(max=k)
     return lists.evaluate(lambda o: divide(total(relevance * o.places(None, k)), shown), smoothing, reduction)
 
@@ -140,7 +140,7 @@ def recall_at_k(
     """
     check_k(k)
     lists = Lists(scores, labels, where, weights)
-    relevance = lists.weights * lists.relevant
+    relevance = lists.weighed(lists.relevant.to(lists.scores.dtype))
     return lists.evaluate(
         lambda o: divide(total(relevance * o.places(None, k)), total(relevance)), smoothing, reduction
     )
@@ -206,7 +206,7 @@ def average_precision(
     """
     check_k(k)
     lists = Lists(scores, labels, where, weights)
-    relevance = lists.weights * lists.relevant
+    relevance = lists.weighed(lists.relevant.to(lists.scores.dtype))
 
     def formula(o: Lists) -> Tensor:
         precision = o.at_or_above(o.relevant) / o.at_or_above(o.present)
