@@ -16,7 +16,16 @@ Metric = Callable[..., Tensor]
 # each metric, and those with a cut-off a second time
 METRICS: dict[str, Metric] = {
     name: getattr(so.metrics, name)
-    for name in ("dcg", "ndcg", "average_precision", "reciprocal_rank", "spearman", "kendall", "pairwise_accuracy", "auc")
+    for name in (
+        "dcg",
+        "ndcg",
+        "average_precision",
+        "reciprocal_rank",
+        "spearman",
+        "kendall",
+        "pairwise_accuracy",
+        "auc",
+    )
 }
 for _name in ("dcg", "ndcg", "average_precision", "reciprocal_rank", "precision_at_k", "recall_at_k", "hit_rate_at_k"):
     METRICS[f"{_name}, k=3"] = functools.partial(getattr(so.metrics, _name), k=3)

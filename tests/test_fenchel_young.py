@@ -213,5 +213,5 @@ def test_bad_arguments() -> None:
         so.FenchelYoung(1.0, "simplex")
     with pytest.raises(ValueError, match="at least one dimension"):
         loss(torch.tensor(1.0), torch.tensor(0))
-    with pytest.raises(TypeError, match="y must be a torch.Tensor"):
+    with pytest.raises(TypeError, match=r"y must be a torch\.Tensor"):
         loss(theta, [0, 1])

@@ -168,7 +168,7 @@ def lambda_rank(
     """
     check_k(k)
     lists = Lists(scores, labels, where, weights)
-    gains = gains_of(lists, gain)
+    gains = gains_of(lists, gain).detach()
     places = lists.places(discount, k).detach()
 
     def term(i: Values, j: Values, shared: Values) -> Values:
@@ -253,6 +253,8 @@ def neural_ndcg(
         tensor(0.1702)
     """
     check_k(k)
+    if isinstance(sinkhorn, bool) or not isinstance(sinkhorn, int) or sinkhorn < 0:
+        raise ValueError(f"sinkhorn must be a number of rounds >= 0, got {sinkhorn!r}")
     lists = Lists(scores, labels, where, weights)
     if lists.n == 0:
         return lists.result(total(lists.scores), reduction)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .._regularizer import Regularizer
 from ..elementwise import sign
-from ..operators import rank
 from ..smoothing import Hard, SmoothingLike
 from ._lists import Lists, divide, total
 from ._pairs import Values, over_pairs
@@ -37,7 +36,7 @@ def spearman(
     """
     lists = Lists(scores, labels, where, weights)
     middle = (total(lists.weights, keepdim=True) + 1) / 2
-    known = rank(lists.labels, weights=lists.heavy, where=lists.mask, smoothing=Hard()) - middle
+    known = lists.ranks_of_labels() - middle
 
     def formula(o: Lists) -> Tensor:
         found = o.ranks(descending=False, weighted=True) - middle

@@ -159,13 +159,22 @@ class Lists:
         """Weights (..., n), summing to 1, that choose the best of the items marked by ``among``; 0 if none is."""
         return topk_mask(self.scores, 1, where=among, smoothing=self.smoothing)
 
-    def _runs(self, among: Tensor) -> tuple[Tensor, Blocks]:
-        """The order of the marked items, best first, the others last, and its runs of equal scores."""
+    def _runs(self, among: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Blocks]:
+        """The order of the marked items, best first, the others last, and its runs of equal scores, weighted."""
         order, _ = descending_order(Rows(self.scores, -1, among))
         there = among.gather(-1, order)
         x = self.scores.detach().gather(-1, order)
         changes = (x[..., 1:] != x[..., :-1]) | (there[..., 1:] != there[..., :-1])
-        return order, Blocks.given(torch.cat([torch.ones_like(there[..., :1]), changes], -1))
+        weights = None if weights is None else weights.gather(-1, order)
+        return order, Blocks.given(torch.cat([torch.ones_like(there[..., :1]), changes], -1), weights)
+
+    def ranks_of_labels(self) -> Tensor:
+        """Hard ascending mid-ranks (..., n) of the labels, equal ones sharing their mean, with gradient in weights."""
+        order, runs = self.at(self.labels)._runs(self.present, self.heavy)
+        weights = self.weights.gather(-1, order)
+        ranks = total(weights, keepdim=True) - weights.cumsum(-1) + weights / 2 + 0.5
+        ranks = torch.zeros_like(ranks).scatter(-1, order, runs.centre(ranks)[1])
+        return self.kept(torch.where(self.labels.isnan(), torch.nan, ranks))
 
     def places(self, discount: Discount | None, k: int | None) -> Tensor:
         """discount(rank) 1[rank <= k] (..., n), 0 for absent items.
