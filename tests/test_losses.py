@@ -104,14 +104,25 @@ def test_derivatives(name: str, reg: str) -> None:
     assert torch.autograd.gradgradcheck(f, x)
 
 
-def test_default_derivative_is_that_at_the_eps_it_chose() -> None:
+def test_default_derivative_is_that_at_the_eps_it_chose_along_which_the_scale_stays() -> None:
     s, y = lists(4, 9)
     x = s.clone().requires_grad_()
+    around = s - s.mean(-1, keepdim=True)
+    unit = around / around.norm(dim=-1, keepdim=True)
     for name in ("ndcg", "average_precision", "spearman", "auc", "kendall", "pairwise_accuracy"):
         eps = so.mixing_eps(so.rank, s)
         values = [weighted(LOSSES[name], y, smoothing=e)(x) for e in (None, so.Quadratic(eps))]
         torch.testing.assert_close(*values, **EXACT)
-        torch.testing.assert_close(*(torch.autograd.grad(v.sum(), x)[0] for v in values), rtol=0, atol=1e-10)
+        got, fixed = (torch.autograd.grad(v.sum(), x)[0] for v in values)
+        want = fixed - (fixed * unit).sum(-1, keepdim=True) * unit
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
+def test_training_on_the_scores_themselves_neither_shrinks_nor_stretches_them(name: str) -> None:
+    s, y = lists(1, 12, seed=2)
+    x = s.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(LOSSES[name](x, y), x)
+    assert abs((gradient * (s - s.mean())).sum()) <= 1e-9 * gradient.norm() * s.norm()
 
 
 def test_transforms(loss: Metric) -> None:
@@ -208,9 +219,9 @@ def test_blocks_of_pairs(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
         x = s.clone().requires_grad_()
         v = w.clone().requires_grad_()
         value = loss(x, y, weights=v, reduction="none", **options)
-        first = torch.autograd.grad(value @ torch.tensor([1.0, -0.3]).double(), (x, v), create_graph=True)
+        first = torch.autograd.grad(value @ torch.tensor([1.0, -0.3]).double(), (x, v), create_graph=True, materialize_grads=True)
         (second,) = torch.autograd.grad((first[0] * normal(2, 23, seed=5)).sum(), x)
-        plain = torch.autograd.grad(loss(x, y, weights=v, **options), (x, v))
+        plain = torch.autograd.grad(loss(x, y, weights=v, **options), (x, v), materialize_grads=True)
         results.append((value.detach(), *(f.detach() for f in first), second, *plain))
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
 

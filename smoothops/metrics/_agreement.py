@@ -10,7 +10,7 @@ from torch import Tensor
 from .._regularizer import Regularizer
 from ..elementwise import sign
 from ..smoothing import Hard, SmoothingLike
-from ._lists import Lists, divide, total
+from ._lists import Lists, divide, root, total
 from ._pairs import Values, over_pairs
 
 
@@ -44,14 +44,9 @@ def spearman(
         of_found = total(o.weights * found.square())
         # equal scores have no correlation; this scale gives them the value 0, and a finite gradient that parts them
         of_found = torch.where(of_found == 0, of_known, of_found)
-        return divide(both, _root(of_found) * _root(of_known))
+        return divide(both, root(of_found) * root(of_known))
 
     return lists.evaluate(formula, smoothing, reduction)
-
-
-def _root(v: Tensor) -> Tensor:
-    """The square root, 0 at 0 with gradient 0."""
-    return torch.where(v > 0, torch.where(v > 0, v, 1).sqrt(), 0)
 
 
 def auc(
@@ -107,7 +102,7 @@ def kendall(
 
         both, of_s, of_l = (total(v) for v in over_pairs(term, (o.scores, o.labels, o.weights), step.shared))
         of_s = torch.where(of_s == 0, of_l, of_s)  # as in spearman
-        return divide(both, _root(of_s) * _root(of_l))
+        return divide(both, root(of_s) * root(of_l))
 
     return lists.evaluate(formula, smoothing, reduction)
 

@@ -110,7 +110,8 @@ class Lists:
             return value.squeeze(-1)
 
         def soft(smoothing: Any) -> Tensor:
-            return formula(self.under(smoothing))
+            chosen = isinstance(getattr(smoothing, "eps", None), Mixing)
+            return formula((self._scale_free() if chosen else self).under(smoothing))
 
         if self.n == 0:
             value = self.scores.sum(-1)
@@ -127,6 +128,26 @@ class Lists:
             return reduce(value.to(self.dtype), reduction)
         counted = self.size > 0
         return reduce(torch.where(counted, value, 0).to(self.dtype), reduction, counted)
+
+    def _scale_free(self) -> Lists:
+        """The same scores, with a gradient that does not change their spread.
+
+        ``Mixing`` chooses an eps that grows with the spread of the scores, so that the value does not depend on it. A
+        gradient at fixed eps has a part along it all the same, which would shrink (or stretch) the scores without end.
+        """
+        x = self.scores
+        finite = x.isfinite() if self.mask is None else x.isfinite() & self.mask
+        inner = torch.where(finite, x, 0)
+        count = total(finite.to(x.dtype), keepdim=True).clamp(min=1)
+        around = torch.where(finite, inner - (total(inner, keepdim=True) / count).detach(), 0)
+        # shifted by the largest, whose square could overflow
+        top = around.detach().abs().amax(-1, keepdim=True)
+        top = torch.where(top > 0, top, 1)
+        radius = root(total((around / top).square(), keepdim=True)) * top
+        other = self.under(self.smoothing)
+        moved = around * divide(radius.detach(), radius, 1)
+        other.scores = x + (moved - moved.detach()) - (around - around.detach())
+        return other
 
     # --- the order of the scores --------------------------------------------------------------------------------------
 
@@ -215,6 +236,11 @@ class Lists:
 def total(v: Tensor, keepdim: bool = False) -> Tensor:
     """The sum over a list, which does not depend on the number of lists."""
     return row_sum(v) if keepdim else row_sum(v).squeeze(-1)
+
+
+def root(v: Tensor) -> Tensor:
+    """The square root, 0 at 0 with gradient 0."""
+    return torch.where(v > 0, torch.where(v > 0, v, 1).sqrt(), 0)
 
 
 def divide(a: Tensor, b: Tensor, otherwise: float = 0.0) -> Tensor:
