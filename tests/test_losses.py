@@ -219,7 +219,9 @@ def test_blocks_of_pairs(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
         x = s.clone().requires_grad_()
         v = w.clone().requires_grad_()
         value = loss(x, y, weights=v, reduction="none", **options)
-        first = torch.autograd.grad(value @ torch.tensor([1.0, -0.3]).double(), (x, v), create_graph=True, materialize_grads=True)
+        first = torch.autograd.grad(
+            value @ torch.tensor([1.0, -0.3]).double(), (x, v), create_graph=True, materialize_grads=True
+        )
         (second,) = torch.autograd.grad((first[0] * normal(2, 23, seed=5)).sum(), x)
         plain = torch.autograd.grad(loss(x, y, weights=v, **options), (x, v), materialize_grads=True)
         results.append((value.detach(), *(f.detach() for f in first), second, *plain))

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .._axes import row_sum
-from ..polytopes._fused import eager
 
 Values = tuple[Tensor, ...]
 # term(items i (..., b, 1), items j (..., 1, n), shared (..., 1, 1)) -> tensors (..., b, n)
@@ -22,14 +21,21 @@ def over_pairs(term: Term, items: Values, shared: Values = ()) -> Values:
     """y_i = sum_j term(items_i, items_j, shared) for each tensor that ``term`` returns, (..., n).
 
     items: tensors (..., n); shared: tensors (..., 1). Every tensor with a gradient must be among them. O(n^2) time. In
-    eager mode on the CPU O(n) memory, the backward pass included, which evaluates each block of pairs again; compiled
+    eager mode O(n) memory, the backward pass included, which evaluates each block of pairs again; compiled
     code, transforms and second derivatives take O(n^2).
     """
     items = tuple(torch.broadcast_tensors(*items))
     n, lists = items[0].shape[-1], items[0].shape[:-1].numel()
-    if n * n * lists <= BLOCK or not eager(items[0]):
+    if n * n * lists <= BLOCK or not _eager():
         return _block(term, items, shared, 0, n)
     return _Blocked.apply(term, max(1, BLOCK // (n * lists)), len(items), *items, *shared)
+
+
+def _eager() -> bool:
+    """Whether an autograd.Function may be used: outside of compiled code, of every transform and of forward mode."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return torch.autograd.forward_ad._current_level < 0
 
 
 def _block(term: Term, items: Values, shared: Values, start: int, stop: int) -> Values:
