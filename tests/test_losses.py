@@ -203,6 +203,19 @@ def test_a_step_down_the_gradient_helps(name: str) -> None:
     assert LOSSES[name](s - 0.05 * gradient / gradient.abs().max(), y, smoothing=1.0) < value
 
 
+def test_infinite_scores_are_extremes_without_gradient(name: str) -> None:
+    s, y = lists(1, 7, seed=2)
+    s[0, 2], s[0, 4] = torch.inf, -torch.inf
+    x = s.clone().requires_grad_()
+    value = LOSSES[name](x, y)
+    (gradient,) = torch.autograd.grad(value, x)
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+    assert (gradient[0, [2, 4]] == 0).all()
+    hard = LOSSES[name](s, y, smoothing=1e-9)
+    torch.testing.assert_close(hard, LOSSES[name](s, y, smoothing=so.Hard()), **EXACT)
+
+
 # --- all pairs in blocks ----------------------------------------------------------------------------------------------
 
 QUADRATIC = ["kendall", "pairwise_accuracy", "rank_net", "lambda_rank", "approx_ndcg", "pairwise_hinge", "smooth_ap"]

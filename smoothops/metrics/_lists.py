@@ -133,20 +133,19 @@ class Lists:
         """The same scores, with a gradient that does not change their spread.
 
         ``Mixing`` chooses an eps that grows with the spread of the scores, so that the value does not depend on it. A
-        gradient at fixed eps has a part along it all the same, which would shrink (or stretch) the scores without end.
+        gradient at fixed eps has a part along it all the same, which would shrink (or stretch) the scores without end:
+        it is taken out, u (u'g) with u the direction in which the scores differ.
         """
-        x = self.scores
+        x = self.scores.detach()
         finite = x.isfinite() if self.mask is None else x.isfinite() & self.mask
         inner = torch.where(finite, x, 0)
-        count = total(finite.to(x.dtype), keepdim=True).clamp(min=1)
-        around = torch.where(finite, inner - (total(inner, keepdim=True) / count).detach(), 0)
-        # shifted by the largest, whose square could overflow
-        top = around.detach().abs().amax(-1, keepdim=True)
-        top = torch.where(top > 0, top, 1)
-        radius = root(total((around / top).square(), keepdim=True)) * top
+        mean = divide(total(inner, keepdim=True), total(finite.to(x.dtype), keepdim=True))
+        around = torch.where(finite, inner - mean, 0)
+        norm = total(around.square(), keepdim=True).sqrt()
+        u = divide(around, norm)
+        along = total(u * torch.where(finite, self.scores, 0), keepdim=True)
         other = self.under(self.smoothing)
-        moved = around * divide(radius.detach(), radius, 1)
-        other.scores = x + (moved - moved.detach()) - (around - around.detach())
+        other.scores = self.scores - u * (along - along.detach())
         return other
 
     # --- the order of the scores --------------------------------------------------------------------------------------
