@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -259,6 +261,23 @@ def test_a_list_of_100_000_items() -> None:
         torch.testing.assert_close(value, hard, rtol=0, atol=1e-2 if name != "reciprocal_rank" else 1)
         assert gradient.isfinite().all()
         assert gradient.abs().max() > 0
+
+
+def peak_of_pairs(n: int) -> float:
+    """MB by which all pairs of a list of n raise the peak of a fresh process, forward and backward."""
+    code = (
+        "import re, torch, smoothops as so; from pathlib import Path; torch.set_num_threads(1)\n"
+        "held = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024\n"
+        "f = lambda n: so.losses.rank_net(torch.randn(n, requires_grad=True), torch.arange(n) % 3).backward()\n"
+        f"f(1000); before = held(); f({n}); print(held() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_pairs_take_memory_that_does_not_grow_with_their_number() -> None:
+    assert peak_of_pairs(6000) < 150  # one tensor of all pairs would be 288 MB
 
 
 # --- modules ----------------------------------------------------------------------------------------------------------

@@ -53,8 +53,15 @@ class _Blocked(torch.autograd.Function):
         ctx.term, ctx.step, ctx.count = term, step, count
         items, shared = tensors[:count], tensors[count:]
         n = items[0].shape[-1]
-        parts = [_block(term, items, shared, a, min(a + step, n)) for a in range(0, n, step)]
-        return tuple(torch.cat(column, -1) for column in zip(*parts, strict=True))
+        sums: Values = ()
+        for a in range(0, n, step):
+            b = min(a + step, n)
+            part = _block(term, items, shared, a, b)
+            # written into one tensor: small ones kept from every block would fragment the heap, to O(n^2) memory
+            sums = sums or tuple(p.new_empty(*p.shape[:-1], n) for p in part)
+            for whole, p in zip(sums, part, strict=True):
+                whole[..., a:b] = p
+        return sums
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
