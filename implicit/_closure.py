@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ._pytree import Unknown
+from ._pytree import Unknown, flatten
 from .operator import unwrapped
 
 
@@ -174,8 +174,8 @@ def own_casts() -> Iterator[None]:
         torch.set_autocast_cache_enabled(before)
 
 
-def check_recorded(r: Tensor, start: int, known: Sequence[Tensor]) -> None:
-    """Raise if the graph of ``r`` reaches a tensor that no recorded torch function took, as in torch.jit modules.
+def stranger(r: Tensor, start: int, known: Sequence[Tensor]) -> Any:
+    """A node of the graph of ``r`` that belongs to a tensor from outside which is not known, or None.
 
     Nodes are numbered as they are made: those before ``start`` belong to tensors from outside.
     """
@@ -188,12 +188,20 @@ def check_recorded(r: Tensor, start: int, known: Sequence[Tensor]) -> None:
         seen.add(node)
         variable = getattr(node, "variable", None)  # a leaf's AccumulateGrad
         if (variable is not None and id(variable) not in leaves) or (variable is None and node._sequence_nr() < start):
-            shape = "" if variable is None else f" of shape {tuple(variable.shape)}"
-            raise ValueError(
-                f"the function closes over a tensor{shape} through code that cannot be recorded (torch.jit, a custom "
-                "autograd.Function), so that its gradient would be lost; pass it as an argument of the function"
-            )
+            return node
         stack += [following for following, _ in node.next_functions]
+    return None
+
+
+def check_recorded(r: Tensor, start: int, known: Sequence[Tensor]) -> None:
+    """Raise if the graph of ``r`` reaches a tensor that no recorded torch function took, as in torch.jit modules."""
+    node = stranger(r, start, known)
+    if node is not None:
+        shape = f" of shape {tuple(node.variable.shape)}" if hasattr(node, "variable") else ""
+        raise ValueError(
+            f"the function closes over a tensor{shape} through code that cannot be recorded (torch.jit, a custom "
+            "autograd.Function), so that its gradient would be lost; pass it as an argument of the function"
+        )
 
 
 class Graph:
@@ -220,13 +228,18 @@ class System:
             raise TypeError(f"expected a function of the unknown, got {type(function).__name__}")
         self.function, self.unknown, self.fixed_point, self.has_aux = function, unknown, fixed_point, has_aux
         self.args, self.kwargs = args, kwargs or {}
-        self.leaves, self.spec = tree_flatten((self.args, self.kwargs))
+        # tensors alone, the usual case, need no pytree
+        flat = not kwargs and all(isinstance(a, Tensor) for a in args)
+        self.leaves: list[Any] = list(args)
+        self.spec: Any = None
+        if not flat:
+            self.leaves, self.spec = tree_flatten((args, self.kwargs))
         self.given = [
             i for i, a in enumerate(self.leaves) if isinstance(a, Tensor) and a.is_floating_point() and a.requires_grad
         ]
         self.closed: list[Tensor] = []
         self.effects: Effects | None = None
-        self.constant = False  # whether the first evaluation read nothing that needs a gradient
+        self.closes = True  # whether the first evaluation may have read closed-over tensors that need a gradient
         self.aux: Any = None
 
     def live(self, z: Tensor, given: Sequence[Tensor] | None = None, recorder: Recorder | None = None) -> Tensor:
@@ -241,12 +254,12 @@ class System:
             leaves = list(self.leaves)
             for i, t in zip(self.given, given, strict=True):
                 leaves[i] = t
-            args, kwargs = tree_unflatten(leaves, self.spec)
+            args, kwargs = (leaves, {}) if self.spec is None else tree_unflatten(leaves, self.spec)
         parts = self.unknown.unpack(z)
         if recorder is None:
             y = self.function(parts, *args, **kwargs)
         else:
-            recorder.begin([*tree_flatten(parts)[0], *(given or ())])
+            recorder.begin([*flatten(parts)[0], *(given or ())])
             with recorder:
                 y = self.function(parts, *args, **kwargs)
         if self.has_aux:
@@ -269,7 +282,8 @@ class System:
         if first:
             effects.done(recorder.mutated())
             self.effects = effects
-            self.constant = not given and not self.given and not recorder.differentiable()
+            known = {id(self.leaves[i]) for i in self.given}
+            self.closes = any(id(t) not in known for t in recorder.differentiable())
         return r, recorder
 
     def again(self, z: Tensor, given: Sequence[Tensor] | None = None) -> Tensor:
@@ -297,6 +311,11 @@ class System:
             start = z.view_as(z).grad_fn._sequence_nr()  # type: ignore[union-attr]
             given = [self.leaves[i] for i in self.given]
             copies = [t.detach().requires_grad_() for t in given]
+            if not self.closes:  # as far as the first evaluation went: the graph tells whether it still holds
+                r = self.again(z, copies)
+                if stranger(r, start, [z, *copies]) is None:
+                    self.closed = []
+                    return Graph(r, z, copies, given)
             r, recorder = self.once(z, copies)
             assert recorder is not None
             self.closed = [

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.vmap import lazy_load_decompositions
 
 from ._closure import raw, transforms
 from .linear import LU, ConvergenceError, Direct, LinearOperator, LinearReport, LinearSolver
-from .operator import legacy_vmap_level, norm, units, without_legacy_vmap
+from .operator import legacy_vmap_level, norm, units, vjp, without_legacy_vmap
 
 CHUNK = 2**13  # numbers that are pulled back at a time, where there is a batch
 ON_FAIL = ("raise", "warn", "nan", "ignore")
@@ -43,10 +44,6 @@ class Jacobian(LinearOperator):
     def T(self) -> Jacobian:
         return Jacobian(self.r, self.z, not self.transposed, self.cache)
 
-    def _pull(self, u: Tensor) -> Tensor:
-        (g,) = torch.autograd.grad(self.r, self.z, u, retain_graph=True, allow_unused=True)
-        return torch.zeros_like(u) if g is None else g
-
     def _each(self, product: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
         """``product`` for vectors with more leading dimensions than z has."""
         if v.ndim == self.z.ndim:
@@ -58,13 +55,16 @@ class Jacobian(LinearOperator):
         # vmap repeats a batched matrix that F reads for every vector of a chunk
         few = max(1, CHUNK // self.z.numel()) if self.z.ndim > 1 else len(flat)
         try:
-            out = torch.func.vmap(product, chunk_size=few if few < len(flat) else None)(flat)
+            if few >= len(flat):
+                out = vectorized(product, flat)
+            else:
+                out = torch.cat([vectorized(product, part) for part in flat.split(few)])
         except RuntimeError:  # something in F has no vmap rule
             out = torch.stack([product(row) for row in flat])
         return out.reshape(*lead, *self.z.shape)
 
     def _vjp(self, u: Tensor) -> Tensor:
-        return self._each(self._pull, u) if self.r.requires_grad else torch.zeros_like(u)
+        return self._each(lambda x: vjp(self.r, self.z, x), u) if self.r.requires_grad else torch.zeros_like(u)
 
     def _jvp(self, v: Tensor) -> Tensor:
         # the derivative of the pullback in its cotangent
@@ -75,7 +75,7 @@ class Jacobian(LinearOperator):
             (g,) = torch.autograd.grad(self.r, self.z, w, create_graph=True, allow_unused=True)
         if g is None or not g.requires_grad:
             return torch.zeros_like(v)
-        return self._each(lambda x: torch.autograd.grad(g, w, x, retain_graph=True)[0], v)
+        return self._each(lambda x: vjp(g, w, x), v)
 
     def dense(self) -> Tensor:
         if "J" not in self.cache:
@@ -89,6 +89,18 @@ class Jacobian(LinearOperator):
         shifted = super().shifted(ridge)
         shifted._dense = lambda: self.dense() + eye  # only direct solvers ask for it
         return shifted
+
+
+def vectorized(product: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """torch.func.vmap of a function of one tensor, whose handling of pytrees would take longer than the product."""
+    functorch = torch._C._functorch
+    lazy_load_decompositions()
+    level = functorch._vmap_increment_nesting(len(rows), "error")
+    try:
+        out = product(functorch._add_batch_dim(rows, 0, level))
+        return functorch._remove_batch_dim(out, level, len(rows), 0)
+    finally:
+        functorch._vmap_decrement_nesting()
 
 
 class Solve(torch.autograd.Function):

@@ -1,7 +1,8 @@
 """The one loop: every iterative method is a start and a step; convergence and freezing are handled here.
 
 A sample is one of the problems that ``batch_dims`` numbers. Each converges by its own test and is frozen from then on;
-one whose residual is no longer finite is stopped where it last was. No reduction runs over samples.
+one whose residual is no longer finite is stopped where it last was, and has converged only if that is as near to a
+solution as rounding allows. No reduction runs over samples.
 """
 
 from __future__ import annotations
@@ -120,6 +121,10 @@ class Problem:
             return distance(r, self.operator(z).rmatvec(r))
         return distance(r, apply_matrix(self.jacobian(z).mT, r))
 
+    def rounded(self, z: Tensor, r: Tensor, size: Any) -> Tensor:
+        """Whether z, whose size has been up to ``size``, may differ from a solution by rounding alone."""
+        return self.distance(z, r) <= ROUNDING * torch.finfo(z.dtype).eps * size
+
     def direction(self, z: Tensor, r: Tensor) -> Tensor:
         """The Newton step -J^-1 r; where J is singular, the least-squares step of least norm."""
         if eager() and not self.live:
@@ -225,17 +230,17 @@ def iterate(f: Problem, method: Method, z: Tensor, tolerance: Tolerance, max_ite
         size_new, length = norm(r_new), norm(z_new)
         iterations = iterations + ~done
         finite = size_new.isfinite() & length.isfinite()
-        moving, done = ~done & finite, done | ~finite
+        active, moving, done = ~done, ~done & finite, done | ~finite
         z, r, size = step_samples(moving, z_new, z), step_samples(moving, r_new, r), torch.where(moving, size_new, size)
         stalled = torch.where(size < best, 0, stalled + 1)
         best, largest = torch.minimum(best, size), torch.where(moving, torch.maximum(largest, length), largest)
         tol = tolerance(z, first)
         now = method.finished(z, state, tolerance)
+        converged = converged | (moving & (size <= tol if now is None else now))
         if now is None:
-            now, waiting = size <= tol, moving & (stalled >= PATIENCE)
+            waiting = active & ~converged & (~finite | (stalled >= PATIENCE))
             if some(waiting):
-                now = now | (waiting & (f.distance(z, r) <= ROUNDING * torch.finfo(z.dtype).eps * largest))
-        converged = converged | (now & moving)
+                converged = converged | (waiting & f.rounded(z, r, largest))
         done = done | converged
     z, converged, iterations, size, tol = write(out, rows, [z, converged, iterations, size, tol])
     return z, Info(converged, iterations, size), tol
@@ -264,6 +269,7 @@ def iterate_one(
         iterations += 1
         size_new = f.size(r_new)
         if not size_new < float("inf"):
+            converged = method.by_residual and bool(f.rounded(z, r, largest))
             break
         z, r, size = z_new, r_new, size_new
         stalled = 0 if size < best else stalled + 1
@@ -277,7 +283,7 @@ def iterate_one(
         now = method.finished(z, state, tolerance)
         converged = size <= tol if now is None else bool(now)
         if now is None and not converged and stalled >= PATIENCE:
-            converged = bool(f.distance(z, r) <= ROUNDING * torch.finfo(z.dtype).eps * largest)
+            converged = bool(f.rounded(z, r, largest))
     info = Info(torch.tensor(converged), torch.tensor(iterations), torch.tensor(size, dtype=z.dtype))
     return z, info, tol
 

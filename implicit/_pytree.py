@@ -30,13 +30,21 @@ def shapes(leaves: Sequence[Any]) -> list[Any]:
     return [tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in leaves]
 
 
+LEAF = tree_flatten(0)[1]
+
+
+def flatten(tree: Any) -> tuple[list[Any], Any]:
+    """tree_flatten, whose general case takes longer than small functions."""
+    return ([tree], LEAF) if isinstance(tree, Tensor) else tree_flatten(tree)
+
+
 class Unknown:
     """The layout of a pytree as one tensor (..., n): the first ``batch_dims`` dims of every leaf are kept."""
 
     def __init__(self, tree: Any, batch_dims: int = 0) -> None:
         if isinstance(batch_dims, bool) or not isinstance(batch_dims, int) or batch_dims < 0:
             raise ValueError(f"batch_dims must be a non-negative int, got {batch_dims!r}")
-        raw, self.spec = tree_flatten(tree)
+        raw, self.spec = flatten(tree)
         if not raw:
             raise ValueError("the unknown has no tensors; pass at least one")
         leaves = [as_leaf(leaf) for leaf in raw]

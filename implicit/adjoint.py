@@ -271,7 +271,7 @@ def attach_system(z: Tensor, system: System, adjoint: Adjoint, check: bool = Fal
         if check:
             verify(z, system)
         return z.detach().clone() if eager() else correct(z, system.first, adjoint)
-    if system.constant and not check and not system.again(z.detach()).requires_grad:
+    if not system.closes and not system.given and not check and not system.again(z.detach()).requires_grad:
         return z.detach()
     graph = system.graph(z)
     op = Jacobian(graph.r, graph.z)

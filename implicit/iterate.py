@@ -30,7 +30,8 @@ def report(info: Info, tol: Tensor | float, name: str, on_fail: str, max_iter: i
     worst = int(residual.argmax())
     stopped = int(count[worst]) < max_iter
     hint = (
-        "its residual was no longer finite: start nearer to a solution or damp the steps"
+        "its residual was no longer finite, or no step was left to try: start nearer to a solution, damp the steps, or "
+        "loosen rtol"
         if stopped
         else ("raise max_iter, loosen rtol and atol, start nearer to a solution, or try another method")
     )

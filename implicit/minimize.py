@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten
 
 from ._closure import raw
 from ._loop import Method, Problem, samples, step_samples
@@ -35,7 +35,7 @@ class Objective:
         self.free = type(f.system.function) is Stationary  # neither proj nor prox
         self.system, self.unknown = f.system, f.system.unknown
         self.condition: Stationary = f.system.function  # type: ignore[assignment]
-        self.args, self.kwargs = tree_unflatten(f.system.leaves, f.system.spec)
+        self.args, self.kwargs = f.system.args, f.system.kwargs
 
     @staticmethod
     def of(f: Problem) -> Objective:
@@ -92,7 +92,7 @@ def search(f: Problem, z: Tensor, value: Tensor, g: Tensor, d: Tensor, t: Tensor
 
     Where the value moves by rounding alone its fall is read off the slopes: the approximate Wolfe condition of Hager
     and Zhang (2005), without which no gradient would get below the square root of the machine epsilon. A sample that
-    finds no step has no gradient along d: its gradient becomes NaN, and it is reported.
+    finds no step before t d is lost in the rounding of z gets a gradient of NaN, which ends its iteration.
     """
     objective, slope, eps = Objective.of(f), dot(g, d), torch.finfo(z.dtype).eps
     good = f.settled(torch.zeros_like(value, dtype=torch.bool))
@@ -102,12 +102,15 @@ def search(f: Problem, z: Tensor, value: Tensor, g: Tensor, d: Tensor, t: Tensor
         v, h = objective.evaluate(trial)
         rounding = (v - value).abs() <= 10 * eps * value.abs()
         fine = (v <= value + ARMIJO * t * slope) | (rounding & (dot(h, d) <= (2 * ARMIJO - 1) * slope))
-        now = ~good & fine & h.isfinite().all(-1)
+        moves = (trial != z).any(-1)
+        now = ~good & fine & moves & h.isfinite().all(-1)
         z_new, g_new = step_samples(now, trial, z_new), step_samples(now, h, g_new)
         value_new = torch.where(now, v, value_new)
         good = good | now
         if bool(raw(good).all()):
             return z_new, value_new, g_new
+        if bool(raw(good | ~moves).all()):
+            break
         t = torch.where(good, t, t / 2)
     still = (norm(d) == 0) | (norm(g) == 0)
     return z_new, value_new, torch.where((good | still).unsqueeze(-1), g_new, torch.nan)

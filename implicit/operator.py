@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 
 
 class ConvergenceError(RuntimeError):
@@ -45,6 +46,15 @@ def norm(a: Tensor) -> Tensor:
 def apply_matrix(matrix: Tensor, v: Tensor) -> Tensor:
     """A v for A: (..., n, n) and v: (..., n)."""
     return (matrix @ v.unsqueeze(-1)).squeeze(-1)
+
+
+def vjp(y: Tensor, x: Tensor, u: Tensor) -> Tensor:
+    """u' dy/dx from a graph that is kept; zeros where y does not depend on x.
+
+    This is what torch.autograd.grad calls; its handling of other arguments would take longer than a small product.
+    """
+    (g,) = _engine_run_backward((y,), (u,), True, False, (x,), True, accumulate_grad=False)
+    return torch.zeros_like(x) if g is None else g
 
 
 def units(like: Tensor) -> Tensor:

@@ -68,6 +68,11 @@ class Regularizer(Smoothing):
         return dataclasses.replace(self, eps=eps)
 
     @classmethod
+    def make(cls, eps: float | Tensor | Mixing, shape: float | Tensor) -> Regularizer:
+        """One of this family, of that strength and shape."""
+        return cls(eps)
+
+    @classmethod
     def on_box(cls) -> type[Regularizer]:
         """The scalar functions that this regularizer stands for where no sum couples the items."""
         return cls

@@ -83,6 +83,10 @@ class Tsallis(Regularizer):
     def at(self, eps: float | Tensor | Mixing, shape: float | Tensor) -> Tsallis:
         return Tsallis(shape, eps)
 
+    @classmethod
+    def make(cls, eps: float | Tensor | Mixing, shape: float | Tensor) -> Tsallis:
+        return cls(shape, eps)
+
     @staticmethod
     def cap(shape: Tensor) -> Tensor | float:
         return torch.where(shape >= 2, 1 / (shape - 1).clamp(min=1), 1)

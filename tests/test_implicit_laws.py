@@ -187,3 +187,20 @@ def test_bad_arguments_are_explained() -> None:
     ]:
         with pytest.raises(error, match=text):
             bad()
+
+
+@pytest.mark.parametrize("derived", [False, True])
+def test_tensors_that_are_read_only_near_the_solution_are_found(derived: bool) -> None:
+    """The first evaluation closes over nothing; the one at the solution does."""
+    w = torch.tensor(0.5, dtype=F64, requires_grad=True)
+    a = torch.tensor(2.0, dtype=F64, requires_grad=True)
+    closed = w * w if derived else w
+
+    def f(z: Tensor, a: Tensor) -> Tensor:
+        return a + closed * z if z > 1 else a + z / 4
+
+    z = fixed_point(f, torch.tensor(0.0, dtype=F64), a)
+    gradients = torch.autograd.grad(z, (w, a), retain_graph=True)
+    expected = torch.autograd.grad(a / (1 - closed), (w, a))
+    torch.testing.assert_close(z.detach(), (a / (1 - closed)).detach())
+    torch.testing.assert_close(gradients, expected)

@@ -366,6 +366,14 @@ def test_bad_arguments(arguments: Any, error: type[Exception], message: str) -> 
         linear_solve(*arguments)
 
 
+def test_fake_tensors_give_shapes() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        assert linear_solve(torch.eye(3), torch.ones(3)).shape == (3,)
+        assert linear_solve(torch.eye(3).expand(2, 3, 3), torch.ones(2, 3)).shape == (2, 3)
+
+
 def test_bad_options() -> None:
     for make in (
         lambda: CG(max_iter=0), lambda: GMRES(rtol=-1.0), lambda: LU(ridge=-1.0), lambda: GMRES(restart=0),

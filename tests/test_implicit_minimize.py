@@ -316,3 +316,39 @@ def test_hypergradient() -> None:
         hypergradient(outer, stationary(ridge), w)
     with pytest.raises(ValueError, match="one number"):
         hypergradient(lambda w, _: w, stationary(ridge), w, l)
+
+
+@pytest.mark.parametrize("batch_dims", [0, 1])
+def test_a_search_that_ends_in_rounding_ends_the_iteration(batch_dims: int) -> None:
+    """At a kink no step falls, however short: the sample fails at once instead of at max_iter."""
+    calls = 0
+
+    def kink(z: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return (z - 1 / 3).abs().sum(-1) + 1e-3 * (z[..., 0] - 2) ** 2
+
+    z0 = torch.tensor([[0.0, 0.1], [5.0, -3.0]], dtype=D)
+    options = {"method": LBFGS(), "rtol": 1e-12, "batch_dims": batch_dims, "on_fail": "ignore", "info": True}
+    z, info = minimize(kink, z0 if batch_dims else z0[1], **options)
+    assert not info.converged.any()
+    assert calls < 500
+    torch.testing.assert_close(z, torch.full_like(z, 1 / 3))
+
+
+def test_a_search_that_ends_at_the_minimum_converges() -> None:
+    """rtol = 0 cannot be met; what differs from the solution by rounding alone has converged all the same."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(40, 8, 4, generator=generator, dtype=D) * torch.logspace(0, -2, 4, dtype=D)
+    y = torch.rand(40, 8, generator=generator, dtype=D)
+
+    def logistic(w: Tensor, X: Tensor, y: Tensor) -> Tensor:
+        eta = (X @ w.unsqueeze(-1)).squeeze(-1)
+        return (torch.nn.functional.softplus(eta) - y * eta).sum(-1) + 1e-3 * w.square().sum(-1)
+
+    zero, exact = torch.zeros(40, 4, dtype=D), {"rtol": 0.0, "atol": 0.0, "method": LBFGS()}
+    together = minimize(logistic, zero, X, y, batch_dims=1, **exact)
+    alone = torch.stack([minimize(logistic, zero[i], X[i], y[i], **exact) for i in range(40)])
+    by_newton = minimize(logistic, zero, X, y, batch_dims=1, method=Newton())
+    torch.testing.assert_close(together, by_newton, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(alone, by_newton, rtol=1e-8, atol=1e-8)

@@ -80,3 +80,41 @@ def test_inductor() -> None:
         return so.amax(ranks * mask, -1, smoothing=so.Entropy(0.7))
 
     same(network, normal(4, 8, seed=6), "inductor")
+
+
+FUSED = [
+    "argmax-entropy",
+    "topk_mask-quadratic",
+    "topk_mask-entropy",
+    "rank-entropy",
+    "sort-quadratic",
+    "sort-laplace-laplace",
+]
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_compiled_rows_that_hold_nan_or_infinities(name: str) -> None:
+    """One row has a NaN, one an infinity, one only -inf: each is as in eager mode, and so are the others."""
+    x = normal(5, 6, seed=7)
+    x[0, 1], x[1, 2], x[2] = torch.nan, torch.inf, -torch.inf
+    for got, want in zip(
+        value_and_gradient(compiled(case(name)), x), value_and_gradient(case(name), x), strict=True
+    ):  # fmt: skip
+        torch.testing.assert_close(got, want, equal_nan=True, **EXACT)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_transforms_of_compiled_functions(name: str) -> None:
+    """A function compiled for a plain call serves in a transform, and differentiates twice where the backend can."""
+    chosen, x = case(name), normal(3, 6, seed=8)
+    fast = torch.compile(lambda x: chosen(x), backend="eager")
+    torch.testing.assert_close(fast(x), chosen(x), **EXACT)
+    torch.testing.assert_close(torch.vmap(fast)(x), torch.vmap(chosen)(x), **EXACT)
+    torch.testing.assert_close(torch.func.jacrev(fast)(x), torch.func.jacrev(chosen)(x), **EXACT)
+
+    def curvature(f) -> Tensor:
+        x0 = x.clone().requires_grad_()
+        (g,) = torch.autograd.grad(loss(f(x0).square()), x0, create_graph=True)
+        return torch.autograd.grad(loss(g), x0)[0]
+
+    torch.testing.assert_close(curvature(fast), curvature(chosen), **EXACT)

@@ -29,6 +29,7 @@ LAYERS = {
         ("smoothing",),
         ("_regularizer",),
         ("regularizers",),
+        ("polytopes._traced",),
         ("polytopes._dual", "polytopes._mixing", "polytopes._fused"),
         ("polytopes", "polytopes.*"),
         ("relaxations", "noises", "sorting_network", "stochastic", "lapsum", "soft_permutation"),

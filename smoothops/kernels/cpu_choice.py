@@ -300,21 +300,30 @@ class ChoiceJob:
     def strength(self) -> float | Tensor:
         return self.given
 
+    @property
+    def keeps_answer(self) -> bool:
+        return self.sparse
+
+    def layout(self, shape: torch.Size) -> list[tuple[torch.Size, torch.dtype]]:
+        return [(shape[:-1], dtype) for dtype in (torch.int8, torch.float64, torch.float64)]
+
+    def resume(self, batch: torch.Size) -> None:
+        self.eps, self.k, self.shape, self.cap = (column(v, batch) for v in self.columns)
+
     def fit(self, x: Tensor) -> Tensor:
         return (x < torch.inf).all(-1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]] | None:
         batch = x.shape[:-1]
-        eps, k, self.shape, self.cap = (column(v, batch) for v in self.columns)
-        self.eps = eps
+        self.resume(batch)
         y, kind = torch.empty_like(x), torch.empty(batch, dtype=torch.int8)
-        ref, tau = torch.empty(2, *batch, dtype=torch.float64)
+        ref, tau = (torch.empty(batch, dtype=torch.float64) for _ in range(2))
         xs, ys = matrix(x), matrix(y)
         found = [v.view(-1).numpy() for v in (kind, ref, tau)]
 
         def task(begin: int, end: int) -> bool:
             some = slice(begin, end)
-            parameters = (v[some] for v in (eps, k, self.shape, self.cap))
+            parameters = (v[some] for v in (self.eps, self.k, self.shape, self.cap))
             state = ys[some], *(v[some] for v in found)
             if self.sparse:
                 return _forward_sparse(self.code, xs[some], *parameters, self.several, *state)
@@ -322,7 +331,7 @@ class ChoiceJob:
 
         if not all(over_rows(task, len(xs), 2 * x.numel())):
             return None
-        return y, (kind, ref, tau, y) if self.sparse else (kind, ref, tau)
+        return y, (kind, ref, tau, y) if self.keeps_answer else (kind, ref, tau)
 
     def backward(self, x: Tensor, state: tuple[Tensor, ...], g: Tensor) -> Tensor:
         out = torch.empty_like(x)

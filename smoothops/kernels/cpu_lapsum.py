@@ -188,15 +188,24 @@ class OrderJob:
     def strength(self) -> float | Tensor:
         return self.given
 
+    keeps_answer = False
+
+    def layout(self, shape: torch.Size) -> list[tuple[torch.Size, torch.dtype]]:
+        exact = torch.Size([*shape[:-1], 0 if self.ranks else shape[-1]])
+        return [(shape, torch.int32), (exact, torch.float64)]
+
+    def resume(self, batch: torch.Size) -> None:
+        self.eps = column(self.given, batch)
+
     def fit(self, x: Tensor) -> Tensor:
         return x.isfinite().all(-1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]] | None:
         n = x.shape[-1]
-        self.eps = column(self.given, x.shape[:-1])
+        self.resume(x.shape[:-1])
         y, perm = torch.empty_like(x), torch.empty(x.shape, dtype=torch.int32)
         # a sort's gradient needs its values to full precision, beside a scale that may be tiny
-        exact = torch.empty(*x.shape[:-1], 0 if self.ranks else n, dtype=torch.float64)
+        exact = torch.empty(self.layout(x.shape)[1][0], dtype=torch.float64)
         xs, ys, perms = matrix(x), matrix(y), matrix(perm)
         exacts = exact.view(len(xs), exact.shape[-1]).numpy()
 

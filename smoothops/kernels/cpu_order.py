@@ -238,18 +238,28 @@ class OrderJob:
         """eps of the call that was done: a number or (..., 1)."""
         return self.given if isinstance(self.given, float) else torch.from_numpy(self.eps).view(*self.batch, 1)
 
+    def layout(self, shape: torch.Size) -> list[tuple[torch.Size, torch.dtype]]:
+        return [(shape, torch.int32)]
+
+    @property
+    def keeps_answer(self) -> bool:
+        return self.ranks and not self.mean_rule
+
+    def resume(self, batch: torch.Size) -> None:
+        self.batch = batch
+        self.eps = column(0.0 if self.given is None else self.given, batch)
+
     def fit(self, x: Tensor) -> Tensor:
         return x.isfinite().all(-1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]] | None:
-        self.batch = x.shape[:-1]
-        self.eps = column(0.0 if self.given is None else self.given, self.batch)
+        self.resume(x.shape[:-1])
         y, perm = torch.empty_like(x), torch.empty(x.shape, dtype=torch.int32)
         arrays = matrix(x), self.eps, matrix(y), matrix(perm)
         done = over_rows(lambda begin, end: self._forward(*arrays, begin, end), len(arrays[0]), x.numel())
         if not all(done):
             return None
-        return y, (perm,) if self.mean_rule or not self.ranks else (perm, y)
+        return y, (perm, y) if self.keeps_answer else (perm,)
 
     def _forward(self, x: np.ndarray, eps: np.ndarray, y: np.ndarray, perm: np.ndarray, begin: int, end: int) -> bool:
         """Fills rows begin..end; False where x is not finite there."""

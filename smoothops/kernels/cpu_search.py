@@ -9,6 +9,8 @@ import math
 
 from .cpu import jit
 
+CLOSE = 1e-3  # as in polytopes._mixing
+
 
 @jit
 def start(ends, mixes, counts, low, high, mix_low, mix_high, count_low, count_high):  # type: ignore[no-untyped-def]
@@ -25,7 +27,8 @@ def propose(ends, mixes, counts, goal, step):  # type: ignore[no-untyped-def]
     """Sets the next strength, ends[2]; True where the search has settled."""
     last = abs(counts[0] - counts[1]) <= 1  # with a single step left inside, its place need not be exact
     width = ends[1] - ends[0]
-    if width < 1e-9 or (last and width < 1e-2) or mixes[0] >= goal:
+    near = mixes[1] - mixes[0] <= CLOSE * goal
+    if width < 1e-9 or (last and width < 1e-2) or near or mixes[0] >= goal:
         return True
     # interpolate log mixing, and bisect every third time
     guess = math.log(goal / mixes[0]) / math.log(mixes[1] / mixes[0])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._axes import Dim, Rows, check_tensor, lazy, normalize_dims, single_dim
-from .._regularizer import Mixing, Regularizer, check_positive
+from .._regularizer import FAMILIES, Mixing, Regularizer, check_positive
 from ..lapsum import LapSum
 from ..polytopes import OrderPolytope, Permutahedron
+from ..polytopes._traced import ANSWERS
 from ..polytopes.base import check_role
 from ..polytopes.permutahedron import Sorted
 from ..regularizers import Quadratic
@@ -179,6 +181,16 @@ class _Ranking:
 
     def strength(self, reg: Regularizer) -> Tensor:
         return _solver(reg, "rank")(*self._ordered).argmax_strength(self.rows, reg)
+
+
+def _answer(
+    x: Tensor, eps: Any, k: Any, alpha: Any, name: str, ranks: str, descending: str, family: str, inputs: str
+) -> Tensor:
+    reg = FAMILIES[family].make(Mixing(float(inputs)) if eps is None else eps, alpha)
+    return (rank if ranks == "1" else sort)(x, -1, descending == "1", smoothing=reg)
+
+
+ANSWERS["order"] = _answer
 
 
 def _ranking(

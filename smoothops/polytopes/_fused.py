@@ -1,7 +1,8 @@
 """The eager fast path: an answer computed by one compiled pass over the rows, its gradient by another.
 
 A backward pass under grad mode (a second derivative is wanted), or one over a batch of gradients, goes through the
-plain path instead, and so has derivatives of every order; compiled code, torch.func and forward mode never come here.
+plain path instead, and so has derivatives of every order; torch.func and forward mode never come here. In torch.compile
+the same passes are two operators of the graph.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from .._axes import Rows, concrete
-from .._regularizer import Mixing, Regularizer
+from .._axes import Rows, concrete, row_sum
+from .._regularizer import FAMILIES, Mixing, Regularizer
+from . import _traced
 
 Parameter = float | Tensor | None  # a number, or (..., 1)
 
@@ -35,11 +37,21 @@ class Job(Protocol):
     def backward(self, x: Tensor, state: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """The gradient in x, for the gradient g in the answer."""
 
+    keeps_answer: bool  # whether the answer is the last tensor of the state
+
+    def layout(self, shape: torch.Size) -> list[tuple[torch.Size, torch.dtype]]:
+        """Shapes and dtypes of the state but for the answer."""
+
+    def resume(self, batch: torch.Size) -> None:
+        """Prepares another job of the same parameters for ``backward``."""
+
 
 def eager(x: Tensor) -> bool:
-    """Whether a compiled pass may be used: eager, on the CPU, outside of every transform and of forward mode."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu":
+    """Whether a compiled pass may be used: on the CPU, outside of every transform and of forward mode."""
+    if x.device.type != "cpu":
         return False
+    if torch.compiler.is_compiling():
+        return _traced.plainly_traced()
     return torch._C._functorch.peek_interpreter_stack() is None and torch.autograd.forward_ad._current_level < 0
 
 
@@ -126,13 +138,53 @@ def order(
     plain: Callable[[Tensor, Regularizer], Tensor],
 ) -> Tensor | None:  # fmt: skip
     """Ranks or sorted values of rows without a mask, or None where the compiled kernels ``name`` do not apply."""
-    module = kernels.compiled_order(name) if rows.present is None and _applies(rows, reg.eps) else None
-    if module is None:
+    if rows.present is not None or not _applies(rows, reg.eps) or not _has_order(name):
         return None
     inputs = reg.eps.inputs if isinstance(reg.eps, Mixing) else None
     eps = None if isinstance(reg.eps, Mixing) else _parameter(rows, reg.eps, "eps")
-    job = partial(module.OrderJob, ranks, descending, reg.pool_rule, inputs)
+    if torch.compiler.is_compiling():
+        spec = f"order {name} {int(ranks)} {int(descending)} {type(reg).__name__} {inputs or 0.0}"
+        return _traced.node(_narrow(rows), (eps, 0.0, 0.0), spec)
+    job = partial(kernels.compiled_order(name).OrderJob, ranks, descending, reg.pool_rule, inputs)
     return run(_narrow(rows), job, (eps,), lambda x, e: plain(x, reg if e is None else reg.at(e, reg.shape)))
+
+
+@_traced.once_traced
+def _has_order(name: str) -> bool:
+    return kernels.compiled_order(name) is not None
+
+
+@_traced.once_traced
+def _has_choice(family: type[Regularizer]) -> bool:
+    return kernels.compiled_choice(family) is not None
+
+
+def _order_job(
+    eps: Parameter, k: Parameter, alpha: Parameter, name: str, ranks: str, descending: str, family: str, inputs: str
+) -> Job:
+    flags = ranks == "1", descending == "1", FAMILIES[family].pool_rule, float(inputs) or None
+    job: Job = kernels.compiled_order(name).OrderJob(*flags, eps)
+    return job
+
+
+def _choice_job(eps: Parameter, k: Parameter, alpha: Parameter, family: str, several: str) -> Job:
+    reg = FAMILIES[family]
+    return _choice(reg, several == "1")(eps, k, alpha, _cap(reg, alpha, several == "1"))
+
+
+def _choice(family: type[Regularizer], several: bool) -> Callable[..., Job]:
+    job: Callable[..., Job] = kernels.compiled_choice(family).ChoiceJob
+    return partial(job, family.__name__, several, family.log_residual)
+
+
+def _cap(family: type[Regularizer], shape: Parameter, several: bool) -> float | Tensor:
+    """Where the bound of 1 takes hold."""
+    if not several or family.bounded:
+        return torch.inf
+    return family.cap(shape if isinstance(shape, Tensor) else torch.tensor(shape, dtype=torch.float64))
+
+
+_traced.JOBS |= {"order": _order_job, "choice": _choice_job}
 
 
 def choice(
@@ -145,33 +197,26 @@ def choice(
 ) -> Tensor | None:
     """Weights of k items of each row, or None where the compiled kernels do not apply; ``strength`` finds eps."""
     family = type(reg)
-    if not _applies(rows, reg.eps, k, reg.shape):
+    if not _applies(rows, reg.eps, k, reg.shape) or not _has_choice(family):
         return None
-    module = kernels.compiled_choice(family)
-    if module is None:
-        return None
-    x = _narrow(rows)
-    if rows.present is not None:
-        x = x.masked_fill(~rows.present, -torch.inf)
+    x = _lowered(rows, _narrow(rows))
     k, shape = (_parameter(rows, v, name) for v, name in ((k, "k"), (reg.shape, "alpha")))
     eps = float(reg.eps) if isinstance(reg.eps, (int, float)) else strength()
-    wide = shape if isinstance(shape, Tensor) else torch.tensor(shape, dtype=torch.float64)
-    cap = family.cap(wide) if several and not family.bounded else torch.inf
-    job = partial(module.ChoiceJob, family.__name__, several, family.log_residual)
-    return run(x, job, (eps, k, shape, cap), lambda x, e, k, a, _: plain(Rows(x), reg.at(e, a), k))
+    if torch.compiler.is_compiling():
+        return _traced.node(x, (eps, k, shape), f"choice {family.__name__} {int(several)}")
+    parameters = eps, k, shape, _cap(family, shape, several)
+    return run(x, _choice(family, several), parameters, lambda x, e, k, a, _: plain(Rows(x), reg.at(e, a), k))
 
 
 def softmax(rows: Rows, reg: Regularizer, plain: Callable[[Rows, Regularizer, Any], Tensor]) -> Tensor | None:
-    """The Entropy weights of one item by torch's softmax, of rows whose maximum is finite; None where not eager."""
-    if isinstance(reg.eps, Mixing) or not concrete(rows.input) or not rows.input.numel():
+    """The Entropy weights of one item by torch's softmax; None where that gives no derivatives in eps."""
+    if isinstance(reg.eps, Mixing) or not rows.input.numel():
         return None
-    x = rows.given.to(rows.wide)
-    if rows.present is not None:
-        x = x.masked_fill(~rows.present, -torch.inf)
-    eps = _parameter(rows, reg.eps, "eps")
-    fit = x.detach().amax(-1).isfinite()
-    if isinstance(eps, Tensor) and (eps.requires_grad or not eager(eps)):  # the derivative in eps: 0 times inf
-        fit = x.detach().isfinite().all(-1)
+    if torch.compiler.is_compiling():
+        return None if isinstance(reg.eps, Tensor) else rows.poisoned(_softmax(_lowered(rows, rows.x), float(reg.eps)))
+    if not concrete(rows.input):
+        return None
+    x, eps, fit = _exponents(rows, reg)
 
     def fast(x: Tensor, eps: Any) -> Tensor:
         return torch.softmax((x - x.detach().amax(-1, keepdim=True)) / eps, -1)
@@ -179,3 +224,36 @@ def softmax(rows: Rows, reg: Regularizer, plain: Callable[[Rows, Regularizer, An
     if bool(fit.all()):
         return fast(x, eps)
     return _apart(x, fit, fast, lambda x, e: plain(Rows(x), reg.at(e, reg.shape), 1), (eps,))
+
+
+def _exponents(rows: Rows, reg: Regularizer) -> tuple[Tensor, float | Tensor, Tensor]:
+    """x with -inf for absent items, eps, and the rows in which e^(x/eps) gives all derivatives."""
+    x = _lowered(rows, rows.given.to(rows.wide))
+    eps = _parameter(rows, reg.eps, "eps")
+    if isinstance(eps, Tensor) and (eps.requires_grad or not eager(eps)):  # the derivative in eps: 0 times inf
+        return x, eps, x.detach().isfinite().all(-1)
+    return x, eps, x.detach().amax(-1).isfinite()
+
+
+def log_sum_exp(rows: Rows, reg: Regularizer, plain: Callable[[], Tensor]) -> Tensor:
+    """eps log sum e^(x/eps) of each row, ``plain()`` where the maximum is not finite or rows cannot be looked at."""
+    if isinstance(reg.eps, Mixing) or not rows.input.numel() or not concrete(rows.input):
+        return plain()
+    x, eps, fit = _exponents(rows, reg)
+    fit = fit.unsqueeze(-1)
+    x = x if bool(fit.all()) else torch.where(fit, x, 0)
+    top = x.detach().amax(-1, keepdim=True)
+    value = top + eps * row_sum(((x - top) / eps).exp()).log()
+    return value if bool(fit.all()) else torch.where(fit, value, plain())
+
+
+def _lowered(rows: Rows, x: Tensor) -> Tensor:
+    return x if rows.present is None else x.masked_fill(~rows.present, -torch.inf)
+
+
+def _softmax(x: Tensor, eps: float) -> Tensor:
+    """softmax(x/eps) of rows without nan, without looking at them: +inf takes all, -inf everywhere gives 0."""
+    top = x.detach().amax(-1, keepdim=True)
+    z = torch.where(top.isfinite(), (x - top) / eps, torch.where(x == torch.inf, 0, -torch.inf))
+    empty = top == -torch.inf
+    return torch.where(empty, 0, torch.softmax(torch.where(empty, 0, z), -1))

@@ -13,6 +13,8 @@ from .._opaque import as_rows, one_a_row, opaque
 from .._regularizer import FAMILIES
 from ._dual import FINITE, Threshold
 
+CLOSE = 1e-3  # of the target: among a million items its single steps are not worth the search
+
 
 def _search(measure: Callable[[Tensor], tuple[Tensor, Tensor]], low: Tensor, high: Tensor, target: Tensor) -> Tensor:
     """The smallest eps in [low, high] whose mixing reaches ``target``, found on log eps; rows are independent.
@@ -26,7 +28,8 @@ def _search(measure: Callable[[Tensor], tuple[Tensor, Tensor]], low: Tensor, hig
     for step in range(80):
         # with a single step left inside, its place need not be exact
         last = (count_low - count_high).abs() <= 1
-        settled = (high - low < 1e-9) | (last & (high - low < 1e-2)) | (mix_low >= target)
+        near = mix_high - mix_low <= CLOSE * target
+        settled = (high - low < 1e-9) | (last & (high - low < 1e-2)) | near | (mix_low >= target)
         if bool(settled.all()):
             break
         # interpolate log mixing, and bisect every third time

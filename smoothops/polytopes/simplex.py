@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from .._axes import Rows, check_number, concrete
-from .._regularizer import Mixing, Regularizer
+from .._regularizer import FAMILIES, Mixing, Regularizer
 from ..kernels.torch import FAR
 from ..regularizers import Entropy
 from ._dual import Threshold, clipped
-from ._fused import choice, softmax
+from ._fused import choice, log_sum_exp, softmax
 from ._mixing import mixing_threshold
+from ._traced import ANSWERS
 from .base import Polytope
 
 
@@ -151,8 +152,20 @@ class Simplex(CappedSimplex):
         best = torch.where(eligible, rows.x, -torch.inf).detach().argmax(-1, keepdim=True)
         return torch.zeros_like(rows.x).scatter(-1, best, 1.0) * eligible
 
+    def _soft_max(self, rows: Rows, reg: Regularizer) -> Tensor:
+        plain = super()._soft_max
+        return log_sum_exp(rows, reg, lambda: plain(rows, reg)) if reg.closed_form else plain(rows, reg)
+
     def _hard_max(self, rows: Rows) -> Tensor:
         return torch.where(self._eligible(rows), rows.x, -torch.inf).amax(-1, keepdim=True)
+
+
+def _answer(x: Tensor, eps: Any, k: Any, alpha: Any, family: str, several: str) -> Tensor:
+    polytope = CappedSimplex(k) if several == "1" else Simplex()
+    return polytope.argmax(x, FAMILIES[family].make(eps, alpha))
+
+
+ANSWERS["choice"] = _answer
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from torch import Tensor
 import smoothops as so
 from smoothops import kernels
 from tests.bench.contest import Run, forward_backward, seconds
-from tests.bench.tables import torchsort
+from tests.bench.tables import entmax, softly_ordered, softtorch, torchsort
 
 Line = tuple[str, list[float], float | None]  # a name, its numbers, what they are to stay below
 
@@ -207,3 +207,41 @@ def plain(budget: float) -> Iterator[Line]:
                 with mock.patch.object(kernels, "_compiled", return_value=None):
                     found.append(median(forward_backward(lambda x: ours(x, eps), x), budget) / peer)  # noqa: B023
             yield f"{name}, eps {eps:g}", found, None
+
+
+# --- curves of the figure --------------------------------------------------------------------------------------------
+
+
+def curves() -> dict[str, dict[str, tuple[list[int], list[float]]]]:
+    """Seconds against n of one row, forward and backward; torch's hard operators forward only."""
+    sort = {
+        "torch.sort, forward only": (None, lambda x: torch.sort(x, -1).values),
+        "smoothops, Quadratic": (so, lambda x: so.sort(x, smoothing=1.0)),
+        "smoothops, Entropy": (so, lambda x: so.sort(x, smoothing=so.Entropy(1.0))),
+        "smoothops, eps from the data": (so, so.sort),
+        "torchsort, l2": (torchsort, lambda x: torchsort.soft_sort(x, "l2", 1.0)),
+        "softtorch, fast_soft_sort": (softtorch, softly_ordered("sort", lambda m: 1 / m, return_indices=False)),
+    }
+    choice = {
+        "torch.softmax, forward and backward": (so, lambda x: torch.softmax(x, -1)),
+        "smoothops, argmax": (so, lambda x: so.argmax(x, -1, smoothing=1.0)),
+        "smoothops, sparsemax": (so, so.sparsemax),
+        "smoothops, entmax-1.5": (so, so.entmax),
+        "entmax, sparsemax": (entmax, lambda x: entmax.sparsemax(x, -1)),
+        "entmax, entmax15": (entmax, lambda x: entmax.entmax15(x, -1)),
+    }
+    sizes = [100, 1_000, 10_000, 100_000, 1_000_000]
+    return {
+        "sort": {
+            name: timed(name, run, sizes) for name, run in sort.items() if run[0] is not None or "torch.sort" in name
+        },
+        "choice of one": {name: timed(name, run, sizes) for name, run in choice.items() if run[0] is not None},
+    }
+
+
+def timed(name: str, run: tuple[Any, Run], sizes: list[int]) -> tuple[list[int], list[float]]:
+    found = []
+    for n in sizes:
+        x = torch.randn(1, n, generator=torch.Generator().manual_seed(0))
+        found.append(median((lambda: run[1](x)) if run[0] is None else forward_backward(run[1], x), 0.5))  # noqa: B023
+    return sizes, found
