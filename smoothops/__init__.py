@@ -36,6 +36,8 @@ from .operators import (
     topk,
     topk_mask,
 )
+from . import losses, metrics
+from .fenchel_young import FenchelYoung
 
 __version__ = "0.1.0"
 
@@ -106,4 +108,8 @@ __all__ = [
     "floor",
     "ceil",
     "round",
+    # losses and metrics
+    "FenchelYoung",
+    "losses",
+    "metrics",
 ]
