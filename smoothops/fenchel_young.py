@@ -51,8 +51,11 @@ class FenchelYoung(nn.Module):
 
     def forward(self, theta: Tensor, y: Tensor) -> Tensor:
         theta = check_tensor(theta, "theta")
-        if theta.ndim == 0:
-            raise ValueError("theta must have at least one dimension, (..., n), got a 0-d tensor")
+        if theta.ndim < len(self.polytope.event_dims):
+            raise ValueError(
+                f"theta must have at least {len(self.polytope.event_dims)} dimension(s), those of one y, got shape "
+                f"{tuple(theta.shape)}"
+            )
         # max and <theta, y> cancel: the difference is taken in the wide dtype
         wide = theta.to(wide_dtype(theta.device))
         target = self._target(wide, y)
@@ -60,7 +63,7 @@ class FenchelYoung(nn.Module):
         penalty = 0 if isinstance(smoothing, Perturbed) else self.polytope.penalty(target, smoothing)
         # a choice ruled out by -inf has y = 0, and 0 * inf is not a number
         finite = torch.where(wide.isinf() & (target == 0), 0, wide)
-        loss = self.polytope.max(wide, smoothing) + penalty - (finite * target).sum(-1)
+        loss = self.polytope.max(wide, smoothing) + penalty - (finite * target).sum(self.polytope.event_dims)
         return reduce(loss.to(theta.dtype), self.reduction)
 
     def _target(self, theta: Tensor, y: Tensor) -> Tensor:
@@ -76,7 +79,8 @@ class FenchelYoung(nn.Module):
         if concrete(target):
             # what rounds in y's own dtype, a softmax say, still counts as inside
             tol = 1e-6 if not y.is_floating_point() else max(1e-6, 4 * torch.finfo(y.dtype).eps)
-            inside = self.polytope.contains(target, tol) | target.isnan().any(-1)
+            dims = len(self.polytope.event_dims)
+            inside = self.polytope.contains(target, tol) | target.isnan().flatten(target.ndim - dims).any(-1)
             if not bool(inside.all()):
                 raise ValueError(
                     f"y must lie in {self.polytope!r}, where the loss is >= 0; {int((~inside).sum())} of its "
@@ -89,5 +93,5 @@ class FenchelYoung(nn.Module):
         reg: Any = self.smoothing
         if not (isinstance(reg, Regularizer) and isinstance(reg.eps, Mixing)):
             return reg
-        rows = Rows(theta.detach())
+        rows = Rows(theta.detach(), self.polytope.event_dims)
         return reg.at(rows.restore_parameter(self.polytope.strength(rows, reg)), reg.shape)

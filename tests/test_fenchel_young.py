@@ -211,7 +211,7 @@ def test_bad_arguments() -> None:
         so.FenchelYoung(so.BinaryEntropy(1.0), so.Simplex())
     with pytest.raises(TypeError, match="polytope must be one"):
         so.FenchelYoung(1.0, "simplex")
-    with pytest.raises(ValueError, match="at least one dimension"):
+    with pytest.raises(ValueError, match="at least 1 dimension"):
         loss(torch.tensor(1.0), torch.tensor(0))
     with pytest.raises(TypeError, match=r"y must be a torch\.Tensor"):
         loss(theta, [0, 1])

@@ -16,7 +16,9 @@ from ..smoothing import Hard, Problem, SmoothingLike, StraightThrough, as_smooth
 
 
 class Polytope(ABC):
-    """A set C of vectors y of shape (..., n). Each method works on the last dimension.
+    """A set C of vectors y of shape (..., n), or of matrices where ``event_dims`` names two dimensions.
+
+    Each method works on the last dimension, or on ``event_dims``, flattened.
 
     argmax:  y(theta) = argmax_{y in C} <theta, y> - eps Omega(y)
     max:     m(theta) = max_{y in C}    <theta, y> - eps Omega(y),     grad m = y
@@ -27,6 +29,7 @@ class Polytope(ABC):
     default_eps: ClassVar[Any] = Mixing(3.0)
     coupled: ClassVar[bool] = True  # the items of a row depend on each other
     bounded: ClassVar[bool] = True  # every linear function has a maximum
+    event_dims: tuple[int, ...] = (-1,)  # the dimensions of one y: a ClassVar, or set by the instance
 
     # --- what a subclass supplies, on rows (..., n) -------------------------------------------------------------------
 
@@ -74,23 +77,23 @@ class Polytope(ABC):
 
     def maximize(self, theta: Tensor) -> Tensor:
         """A vertex y that maximizes <theta, y>; ties as torch breaks them. theta: (..., n)."""
-        rows = Rows(theta, together=self.coupled)
+        rows = Rows(theta, self.event_dims, together=self.coupled)
         return rows.restore(rows.poisoned(self._hard(rows)))
 
     def argmax(self, theta: Tensor, smoothing: SmoothingLike = None) -> Tensor:
         """The regularized argmax y(theta), shaped like theta; ValueError for a smoothing not defined on C."""
-        rows = Rows(theta, together=self.coupled)
+        rows = Rows(theta, self.event_dims, together=self.coupled)
         return rows.restore(self.problem(rows, smoothing))
 
     def max(self, theta: Tensor, smoothing: SmoothingLike = None) -> Tensor:
         """The regularized maximum m(theta), shape (...); its gradient is ``argmax``."""
-        rows = Rows(theta, together=self.coupled)
+        rows = Rows(theta, self.event_dims, together=self.coupled)
         return rows.reduced(rows.poisoned_value(self.value_problem(rows, smoothing)), False)
 
     def penalty(self, y: Tensor, smoothing: SmoothingLike = None) -> Tensor:
         """eps Omega(y) for y in C, shape (...), shifted to be 0 at the vertices of C. Hard has penalty 0."""
         reg = as_smoothing(smoothing, self.default, self.default_eps)
-        rows = Rows(y)
+        rows = Rows(y, self.event_dims)
         if not isinstance(reg, (Regularizer, Hard, StraightThrough)):
             raise ValueError(
                 f"the Omega of {type(reg).__name__} is not known; penalty needs one of {', '.join(FAMILIES)}"
