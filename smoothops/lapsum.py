@@ -23,7 +23,7 @@ from ._axes import Rows
 from ._opaque import as_rows, one_a_row, opaque
 from ._regularizer import Mixing, Regularizer
 from .polytopes._fused import order
-from .polytopes._mixing import widen_and_search
+from .polytopes._mixing import search_from
 
 CHUNK = 32  # of the scan: that many steps on vectors of n/CHUNK, a level
 LARGE = 20.0  # of the exponent, from where asinh is a logarithm to the last digit
@@ -139,7 +139,7 @@ def mixing_lapsum(x: Tensor, m: Tensor, target: float) -> Tensor:
     spread = (x.gather(-1, (m - 1).clamp(min=0)) - x[:, :1]) / count
     scale = torch.where(spread > 0, spread, 1)
     goal = torch.minimum(torch.full_like(scale, target), 0.99 * count.to(x.dtype))
-    return widen_and_search(measure, scale, goal).reshape(*batch, 1)
+    return search_from(measure, scale, goal).reshape(*batch, 1)
 
 
 class LapSum:

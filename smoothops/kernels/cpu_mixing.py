@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .cpu import jit
 from .cpu_choice import column
-from .cpu_search import accept, propose, start, strength
+from .cpu_search import FARTHEST, accept, propose, start, state, strength
 from .cpu_threshold import CHUNK, CODES, ENTROPY, _point, one, several_items, special
 from .threads import over_rows
 
@@ -45,7 +45,7 @@ def _strengths(code, window, m, centre, k, shape, cap, several, log_residual, li
     """eps of each row; ``window`` holds its m entries around the threshold, largest first, ``centre`` the k-th."""
     width = window.shape[1]
     u, d, part, part_slope = np.empty(width), np.empty(width), np.empty(CHUNK), np.empty(CHUNK)
-    ends, mixes, counts = np.empty(3), np.empty(3), np.empty(3)
+    search = state()
     unit_of_count = 1.0 if linear else 1e3  # a smooth mixing settles within a thousandth of an input
     for r in range(window.shape[0]):
         v, n, own = window[r], m[r], special(code, shape[r])
@@ -56,23 +56,17 @@ def _strengths(code, window, m, centre, k, shape, cap, several, log_residual, li
             eps[r] = scale
             continue
         goal = min(inputs, float(n) if linear else 0.99 * n)
-        small, large = scale, scale
-        for _ in range(40):
-            few = _measure(own, v, n, small, k[r], shape[r], cap[r], several, log_residual, u, d, part, part_slope)
-            many = _measure(own, v, n, large, k[r], shape[r], cap[r], several, log_residual, u, d, part, part_slope)
-            if few < goal <= many:
-                break
-            small, large = small if few < goal else small / 64, large if many >= goal else large * 64
-        unit = start(ends, mixes, counts, small, large, few, many, few * unit_of_count, many * unit_of_count)
+        far = math.exp(FARTHEST)
+        unit = start(search, scale / far, scale * far, 1.0, math.inf, 1.0, math.inf)
         for step in range(80):
-            if propose(ends, mixes, counts, goal, step):
+            if propose(search, goal, step, math.log(scale / unit)):
                 break
-            e = unit * math.exp(ends[2])
+            e = unit * math.exp(search[0][2])
             mix = _measure(
                 own, v, n, e, k[r], shape[r], cap[r], several, log_residual, u, d, part, part_slope
             )  # fmt: skip
-            accept(ends, mixes, counts, goal, mix, mix * unit_of_count)
-        eps[r] = strength(ends, mixes, goal, unit)
+            accept(search, goal, mix, mix * unit_of_count)
+        eps[r] = strength(search, goal, unit)
 
 
 def _window(x: np.ndarray, first: int, width: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .cpu import jit
 from .cpu_choice import column, matrix
-from .cpu_search import accept, propose, start, strength
+from .cpu_search import SAMPLE, TYPICAL, accept, propose, start, state, strength
 from .cpu_sort import INDEX, sorted_keys
 from .threads import over_rows
 from .torch import MEAN
@@ -93,26 +93,37 @@ def _measure(s, e, ranks, mean_rule, rho, log_rho, first, sums, others):  # type
 def _mixing(s, inputs, ranks, mean_rule, rho, log_rho, first, sums, others):  # type: ignore[no-untyped-def]
     """The eps at which a block holds ``inputs`` items, averaged over the items: ``polytopes._mixing.mixing_pool``."""
     n = s.shape[0]
-    low, high = math.inf, 0.0
+    low, high, tied = math.inf, 0.0, False
+    stride, taken, sample = max(1, (n - 1) // SAMPLE), 0, np.empty(2 * SAMPLE)
     for j in range(n - 1):
         gap_s, gap_rho = s[j] - s[j + 1], 1.0 if mean_rule or not ranks else log_rho[j] - log_rho[j + 1]
-        critical = gap_s / gap_rho if ranks else gap_rho / gap_s
         if gap_s > 0:
+            critical = gap_s / gap_rho if ranks else gap_rho / gap_s
             low, high = min(low, critical), max(high, critical)
+            if j % stride == 0:
+                sample[taken] = critical
+                taken += 1
+        else:
+            tied = True
     none = high == 0.0
     low, high = 1.0 if none else low / 2, 1.0 if none else high * 3
     goal = min(inputs, float(n))
-    ends, mixes, counts = np.empty(3), np.empty(3), np.empty(3)
-    few, most = _measure(s, low, ranks, mean_rule, rho, log_rho, first, sums, others)
-    many, least = _measure(s, high, ranks, mean_rule, rho, log_rho, first, sums, others)
-    unit = start(ends, mixes, counts, low, high, few, many, most, least)
+    few, most = 1.0, float(n)  # nothing is pooled at low but ties, everything at high
+    if tied:
+        few, most = _measure(s, low, ranks, mean_rule, rho, log_rho, first, sums, others)
+    search = state()
+    unit = start(search, low, high, few, float(n), most, 1.0)
+    if taken > 0:
+        guess = math.log(np.sort(sample[:taken])[(taken - 1) // 2] * TYPICAL / unit)
+    else:
+        guess = math.log(math.exp(math.log(low) / 2 + math.log(high) / 2) / unit)
     for step in range(80):
-        if propose(ends, mixes, counts, goal, step):
+        if propose(search, goal, step, guess):
             break
-        e = unit * math.exp(ends[2])
+        e = unit * math.exp(search[0][2])
         mix, count = _measure(s, e, ranks, mean_rule, rho, log_rho, first, sums, others)
-        accept(ends, mixes, counts, goal, mix, count)
-    return strength(ends, mixes, goal, unit)
+        accept(search, goal, mix, count)
+    return strength(search, goal, unit)
 
 
 @jit

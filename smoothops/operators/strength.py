@@ -88,7 +88,7 @@ def mixing_eps(
         arguments: the operator's own (dim, k, descending, where, weights).
 
     Counted are: rank, sort, topk: the block size, averaged over the items; the others: 1/sum p^2, p the weights with
-    which the items move the threshold. The answer reaches the target and lies within one step, or 0.1 %, of it.
+    which the items move the threshold. The answer reaches the target and lies within one step, or 1 %, of it.
 
     Returns: detached, of x's dims with size 1 along dim, ready to be passed on as eps; unit as the operator's eps.
     Raises: ValueError for another operator. Complexity: about 10 to 30 solves of the operator, after one sort.

@@ -13,18 +13,30 @@ from .._opaque import as_rows, one_a_row, opaque
 from .._regularizer import FAMILIES
 from ._dual import FINITE, Threshold
 
-CLOSE = 1e-3  # of the target: among a million items its single steps are not worth the search
+CLOSE = 1e-2  # of the target: among a million items its single steps are not worth the search
+REACH = 0.4  # the first stride of log eps away from the guess
+SAMPLE, TYPICAL = 64, 0.5  # the guess: so much of the median critical strength of so many neighbours
+FARTHEST = 160.0  # on log eps, where no bounds are known
+
+Ends = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def _search(measure: Callable[[Tensor], tuple[Tensor, Tensor]], low: Tensor, high: Tensor, target: Tensor) -> Tensor:
+def _search(
+    measure: Callable[[Tensor], tuple[Tensor, Tensor]],
+    low: Tensor, high: Tensor, first: Tensor, ends: Ends, target: Tensor,
+) -> Tensor:  # fmt: skip
     """The smallest eps in [low, high] whose mixing reaches ``target``, found on log eps; rows are independent.
 
-    ``measure(eps)`` gives the mixing, nondecreasing in eps, and a count that changes by 1 at each of its steps.
+    ``measure(eps)`` gives the mixing, nondecreasing in eps, and a count that changes by 1 at each of its steps;
+    ``ends`` what it gives at low and at high. From the guess ``first`` the strides double until the target lies
+    between two measures; then regula falsi on log(mixing - 1), the kept end halved (Illinois), every fourth bisects.
     Strengths are taken in a power of two as unit, so that x in another such unit gives the same eps to the bit.
     """
-    (mix_low, count_low), (mix_high, count_high) = measure(low), measure(high)
+    (mix_low, count_low), (mix_high, count_high) = ends
     unit = torch.ldexp(torch.ones_like(high), torch.frexp(high).exponent)
-    low, high = (low / unit).log(), (high / unit).log()
+    low, high, first = ((v / unit).log() for v in (low, high, first))
+    value_low, value_high = torch.full_like(low, -torch.inf), torch.full_like(high, torch.inf)
+    found_low, found_high, went_up = (torch.zeros_like(low, dtype=torch.bool) for _ in range(3))
     for step in range(80):
         # with a single step left inside, its place need not be exact
         last = (count_low - count_high).abs() <= 1
@@ -32,34 +44,37 @@ def _search(measure: Callable[[Tensor], tuple[Tensor, Tensor]], low: Tensor, hig
         settled = (high - low < 1e-9) | (last & (high - low < 1e-2)) | near | (mix_low >= target)
         if bool(settled.all()):
             break
-        # interpolate log mixing, and bisect every third time
-        guess = (target / mix_low).log() / (mix_high / mix_low).log()
-        blind = last | ~guess.isfinite() if step % 3 else torch.ones_like(last)
-        fraction = torch.where(blind, 0.5, guess.clamp(0.02, 0.98))
-        middle = low + fraction * (high - low)
+        both, stride = found_low & found_high, REACH * 2.0 ** (step - 1)
+        guess = value_low / (value_low - value_high)
+        blind = last | ~guess.isfinite() if step % 4 < 3 else torch.ones_like(last)
+        inside = low + torch.where(blind, 0.5, guess.clamp(0.02, 0.98)) * (high - low)
+        outside = torch.where(found_low, torch.minimum(low + stride, high), torch.maximum(high - stride, low))
+        middle = torch.where(both, inside, outside) if step else torch.clamp(first, low, high)
         mix, count = measure(unit * middle.exp())
         enough = mix >= target
-        up, down = ~settled & enough, ~settled & ~enough
-        high, mix_high, count_high = (
-            torch.where(up, new, old) for new, old in ((middle, high), (mix, mix_high), (count, count_high))
+        value = ((mix - 1).clamp(min=0) / (target - 1)).log()
+        again = both & (enough == went_up)
+        up, down, went_up = ~settled & enough, ~settled & ~enough, enough
+        value_low = torch.where(up & again, value_low / 2, value_low)
+        value_high = torch.where(down & again, value_high / 2, value_high)
+        found_low, found_high = found_low | down, found_high | up
+        high, mix_high, count_high, value_high = (
+            torch.where(up, new, old)
+            for new, old in ((middle, high), (mix, mix_high), (count, count_high), (value, value_high))
         )
-        low, mix_low, count_low = (
-            torch.where(down, new, old) for new, old in ((middle, low), (mix, mix_low), (count, count_low))
+        low, mix_low, count_low, value_low = (
+            torch.where(down, new, old)
+            for new, old in ((middle, low), (mix, mix_low), (count, count_low), (value, value_low))
         )
     # several steps at one place, from equal gaps: move off the kink where they lie
     high = torch.where(high - low < 1e-8, high + 1e-3, high)
     return unit * torch.where(mix_low >= target, low, high).exp()
 
 
-def widen_and_search(measure: Callable[[Tensor], tuple[Tensor, Tensor]], scale: Tensor, target: Tensor) -> Tensor:
-    """:func:`_search` from one guess of eps, widened both ways until it holds the target."""
-    low, high = scale, scale
-    for _ in range(40):
-        small, large = (measure(low)[0] < target) | (target <= 0), measure(high)[0] >= target
-        if bool((small & large).all()):
-            break
-        low, high = torch.where(small, low, low / 64), torch.where(large, high, high * 64)
-    return _search(measure, low, high, target)
+def search_from(measure: Callable[[Tensor], tuple[Tensor, Tensor]], first: Tensor, target: Tensor) -> Tensor:
+    """:func:`_search` from a guess of eps alone."""
+    far, one, most = math.exp(FARTHEST), torch.ones_like(first), torch.full_like(first, torch.inf)
+    return _search(measure, first / far, first * far, first, ((one, one), (most, most)), target)
 
 
 @opaque(
@@ -81,16 +96,28 @@ def mixing_pool(theta: Tensor, w: Tensor, weights: Tensor, group: Tensor, rule: 
     high = (
         torch.cat([torch.where(usable, critical, 0), edge], -1).amax(-1, keepdim=True) * 3
     )  # not 2: no kink at the middle
+    low, high = torch.where(none, 1, low), torch.where(none, 1, high)
     index = torch.arange(theta.shape[-1], device=theta.device)
 
     def measure(eps: Tensor) -> tuple[Tensor, Tensor]:
         start = kernels.pool(theta, w, weights, group, eps, rule)
         size = torch.zeros_like(theta).scatter_add_(-1, start, finite.to(theta.dtype))
-        return size.square().sum(-1, keepdim=True) / m, (start == index).sum(-1, keepdim=True)
+        return size.square().sum(-1, keepdim=True) / m, ((start == index) & finite).sum(-1, keepdim=True)
 
-    low, high = torch.where(none, 1, low), torch.where(none, 1, high)
+    # below every critical strength nothing is pooled but ties, above all of them everything is
+    tied = (finite[:, :-1] & finite[:, 1:] & ~usable).any(-1, keepdim=True)
+    mix, count = torch.ones_like(low), m
+    if bool(tied.any()):
+        there = measure(low)
+        mix, count = torch.where(tied, there[0], mix), torch.where(tied, there[1], count)
+    ends = (mix, count), (m.to(low.dtype), torch.ones_like(m))
+    # a first guess: somewhat below the median over a sample of the neighbours
+    sample = torch.where(usable, critical, torch.inf)[:, :: max(1, critical.shape[-1] // SAMPLE)].sort(-1).values
+    sample = torch.cat([sample, edge + torch.inf], -1)
+    usual = sample.gather(-1, (sample.isfinite().sum(-1, keepdim=True) - 1).clamp(min=0) // 2)
+    first = torch.where(usual.isfinite(), usual * TYPICAL, (low.log() / 2 + high.log() / 2).exp())
     goal = torch.minimum(torch.full_like(low, target), m.to(low.dtype))
-    return _search(measure, low, high, goal).reshape(*batch, 1)
+    return _search(measure, low, high, first, ends, goal).reshape(*batch, 1)
 
 
 @opaque(
@@ -143,4 +170,4 @@ def mixing_threshold(
     forced = (k <= skipped) | (k - skipped >= m)
     most = m.to(x.dtype) * (1 if linear else 0.99)
     goal = torch.where(forced, 0, torch.minimum(torch.full_like(scale, target), most))
-    return torch.where(forced, scale, widen_and_search(measure, scale, goal)).reshape(*batch, 1)
+    return torch.where(forced, scale, search_from(measure, scale, goal)).reshape(*batch, 1)
