@@ -134,18 +134,20 @@ class Lists:
 
         ``Mixing`` chooses an eps that grows with the spread of the scores, so that the value does not depend on it. A
         gradient at fixed eps has a part along it all the same, which would shrink (or stretch) the scores without end:
-        it is taken out, u (u'g) with u the direction in which the scores differ.
+        it is taken out, u (u'g)/|u|^2 with u the direction in which the scores differ.
         """
-        x = self.scores.detach()
-        finite = x.isfinite() if self.mask is None else x.isfinite() & self.mask
-        inner = torch.where(finite, x, 0)
-        mean = divide(total(inner, keepdim=True), total(finite.to(x.dtype), keepdim=True))
-        around = torch.where(finite, inner - mean, 0)
-        norm = total(around.square(), keepdim=True).sqrt()
-        u = divide(around, norm)
-        along = total(u * torch.where(finite, self.scores, 0), keepdim=True)
+        x, scores = self.scores.detach(), self.scores
+        if self.mask is None and concrete(x) and bool(x.isfinite().all()):
+            around = x - total(x, keepdim=True) / self.n
+        else:
+            finite = x.isfinite() if self.mask is None else x.isfinite() & self.mask
+            x, scores = torch.where(finite, x, 0), torch.where(finite, scores, 0)
+            mean = divide(total(x, keepdim=True), total(finite.to(x.dtype), keepdim=True))
+            around = torch.where(finite, x - mean, 0)
+        share = around / total(around.square(), keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+        along = total(share * scores, keepdim=True)
         other = self.under(self.smoothing)
-        other.scores = self.scores - u * (along - along.detach())
+        other.scores = self.scores - around * (along - along.detach())
         return other
 
     # --- the order of the scores --------------------------------------------------------------------------------------
