@@ -36,6 +36,32 @@ from .operators import (
     topk,
     topk_mask,
 )
+from .comparisons import between, eq, ge, gt, isclose, le, lt, ne
+from .logic import (
+    Godel,
+    Logic,
+    Lukasiewicz,
+    Product,
+    all,
+    any,
+    implies,
+    logical_and,
+    logical_not,
+    logical_or,
+    logical_xor,
+)
+from .selection import (
+    bucketize,
+    gather,
+    index_select,
+    lookup,
+    narrow,
+    scatter,
+    searchsorted,
+    take,
+    take_along_dim,
+    where,
+)
 from . import losses, metrics
 from .fenchel_young import FenchelYoung
 
@@ -108,6 +134,38 @@ __all__ = [
     "floor",
     "ceil",
     "round",
+    # comparisons
+    "gt",
+    "ge",
+    "lt",
+    "le",
+    "eq",
+    "ne",
+    "isclose",
+    "between",
+    # logic
+    "Logic",
+    "Product",
+    "Godel",
+    "Lukasiewicz",
+    "logical_and",
+    "logical_or",
+    "logical_not",
+    "logical_xor",
+    "implies",
+    "all",
+    "any",
+    # selection
+    "where",
+    "take",
+    "take_along_dim",
+    "index_select",
+    "narrow",
+    "gather",
+    "scatter",
+    "lookup",
+    "bucketize",
+    "searchsorted",
     # losses and metrics
     "FenchelYoung",
     "losses",

@@ -5,6 +5,7 @@ An operator works on the last dimension, in a wide floating dtype. :class:`Axes`
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
@@ -58,6 +59,15 @@ def concrete(value: Tensor) -> bool:
 def wide_dtype(device: torch.device) -> torch.dtype:
     """The dtype of all inner arithmetic: float64, except where the device has none."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def floating_dtype(*values: object) -> torch.dtype:
+    """The floating dtype that tensors and numbers promote to: ``torch.result_type``, which cannot be traced."""
+    tensors = [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+    dtypes = [v.dtype for v in tensors if v.ndim > 0] or [v.dtype for v in tensors]
+    if not dtypes:
+        return torch.get_default_dtype()
+    return functools.reduce(torch.promote_types, dtypes)
 
 
 # torch splits the sum of a single long row over its threads, but not those of several rows: where a row is that long it
