@@ -24,7 +24,7 @@ class RankingLoss(nn.Module):
         >>> loss
         RankingLoss(ndcg, k=10)
         >>> loss(torch.tensor([0.3, 0.9, 0.1]), torch.tensor([2, 1, 0]))
-        tensor(0.1771)
+        tensor(0.1778)
     """
 
     def __init__(self, loss: Callable[..., Tensor], **options: Any) -> None:

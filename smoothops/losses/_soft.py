@@ -47,7 +47,7 @@ def ndcg(
     Example:
         >>> scores, labels = torch.tensor([0.3, 0.9, 0.1]), torch.tensor([2, 1, 0])
         >>> so.losses.ndcg(scores, labels)
-        tensor(0.1771)
+        tensor(0.1778)
     """
     given = {"k": k, "gain": gain, "discount": discount, "weights": weights, "smoothing": smoothing}
     return _loss(metrics.ndcg, scores, labels, where, reduction, **given)
@@ -63,7 +63,7 @@ def dcg(
     Example:
         >>> scores, labels = torch.tensor([0.3, 0.9, 0.1]), torch.tensor([2, 1, 0])
         >>> so.losses.dcg(scores, labels)
-        tensor(-1.1649)
+        tensor(-1.1633)
     """
     given = {"k": k, "gain": gain, "discount": discount, "weights": weights, "smoothing": smoothing}
     return _loss(metrics.dcg, scores, labels, where, reduction, **given)
@@ -81,7 +81,7 @@ def average_precision(
     Example:
         >>> scores, labels = torch.tensor([0.3, 0.9, 0.1]), torch.tensor([1, 0, 1])
         >>> so.losses.average_precision(scores, labels)
-        tensor(0.4029)
+        tensor(0.4025)
     """
     return _loss(metrics.average_precision, scores, labels, where, reduction, k=k, weights=weights, smoothing=smoothing)
 
@@ -96,7 +96,7 @@ def reciprocal_rank(
     Example:
         >>> scores, labels = torch.tensor([0.3, 0.9, 0.1]), torch.tensor([1, 0, 1])
         >>> so.losses.reciprocal_rank(scores, labels)
-        tensor(0.5627)
+        tensor(0.5623)
     """
     return _loss(metrics.reciprocal_rank, scores, labels, where, reduction, k=k, weights=weights, smoothing=smoothing)
 
@@ -111,7 +111,7 @@ def precision_at_k(
     Example:
         >>> scores, labels = torch.tensor([0.3, 0.9, 0.1]), torch.tensor([1, 0, 1])
         >>> so.losses.precision_at_k(scores, labels, k=2)
-        tensor(0.4999)
+        tensor(0.4995)
     """
     return _loss(metrics.precision_at_k, scores, labels, where, reduction, k=k, weights=weights, smoothing=smoothing)
 
@@ -126,7 +126,7 @@ def recall_at_k(
     Example:
         >>> scores, labels = torch.tensor([0.3, 0.9, 0.1]), torch.tensor([1, 0, 1])
         >>> so.losses.recall_at_k(scores, labels, k=2)
-        tensor(0.4999)
+        tensor(0.4995)
     """
     return _loss(metrics.recall_at_k, scores, labels, where, reduction, k=k, weights=weights, smoothing=smoothing)
 
@@ -141,7 +141,7 @@ def hit_rate_at_k(
     Example:
         >>> scores, labels = torch.tensor([0.3, 0.9, 0.1]), torch.tensor([1, 0, 1])
         >>> so.losses.hit_rate_at_k(scores, labels, k=2)
-        tensor(0.4291)
+        tensor(0.4283)
     """
     return _loss(metrics.hit_rate_at_k, scores, labels, where, reduction, k=k, weights=weights, smoothing=smoothing)
 
@@ -171,7 +171,7 @@ def kendall(
     Example:
         >>> scores, labels = torch.tensor([0.3, 0.9, 0.1]), torch.tensor([2, 1, 0])
         >>> so.losses.kendall(scores, labels)
-        tensor(0.8327)
+        tensor(0.8331)
     """
     return _loss(metrics.kendall, scores, labels, where, reduction, weights=weights, smoothing=smoothing)
 
@@ -186,7 +186,7 @@ def pairwise_accuracy(
     Example:
         >>> scores, labels = torch.tensor([0.3, 0.9, 0.1]), torch.tensor([2, 1, 0])
         >>> so.losses.pairwise_accuracy(scores, labels)
-        tensor(0.4286)
+        tensor(0.4288)
     """
     return _loss(metrics.pairwise_accuracy, scores, labels, where, reduction, weights=weights, smoothing=smoothing)
 
@@ -201,6 +201,6 @@ def auc(
     Example:
         >>> scores, labels = torch.tensor([0.3, 0.9, 0.1]), torch.tensor([1, 0, 1])
         >>> so.losses.auc(scores, labels)
-        tensor(0.9996)
+        tensor(0.9984)
     """
     return _loss(metrics.auc, scores, labels, where, reduction, weights=weights, smoothing=smoothing)
