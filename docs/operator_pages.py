@@ -37,6 +37,14 @@ that equals eps (rank) or 1/eps (sort) is a kink: it is not pooled. With Laplace
 are no kinks."""
 RANK = "Ties are symmetric: equal items have equal ranks and gradients; `Hard` averages them. " + ORDER
 SORT = "Ties are differentiated along the stable order, as `torch.sort(stable=True)` does. " + ORDER
+COMPARISON = """At a = b gt, ge, lt and le are 1/2 by symmetry, whatever eps; only `Hard` tells > from >=. Equal
+infinities are a tie. The answer lies in [0, 1] for every input; NaN stays in its own entry. Numbers and integers
+promote as in torch. A tensor eps broadcasts to a - b."""
+LOGIC = """The picture shows events that depend on the same x, taken for independent (`Product`): `between` is the exact
+joint event. On 0 and 1 every logic is Boole's. Gradients are exact at 0 and 1 too; `Godel` shares them at ties."""
+INDEX = """Integer indices go to torch's own function. A soft index is a distribution over the n positions: the integer
+index's shape with a last dimension of size n, as `argmax`, `argsort` and `argtopk` give it. What has weight exactly 0
+is not read, so that an inf or nan there leaves no trace."""
 STEP = """At 0 a soft step is 1/2 by symmetry. Infinities are taken to their limits, without gradient; NaN stays in
 its own entry. Quadratic has kinks where it meets the hard function, at distance eps; Entropy and Laplace
 have none (Laplace a jump of the second derivative). A tensor eps broadcasts to x."""
@@ -64,6 +72,18 @@ def first(f: Callable[..., Tensor], **given: object) -> Callable[[Tensor, float]
 
 def alone(f: Callable[..., Tensor], **given: object) -> Callable[[Tensor, float], Tensor]:
     return lambda x, e: f(x, smoothing=e, **given)
+
+
+VALUES = torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64)
+CHOSEN = "(1, 0, 2) at the soft argmax of (x, -1, 0.5)"
+
+
+def chosen(x: Tensor, eps: float) -> Tensor:
+    return so.argmax(rows(x), 1, smoothing=eps)
+
+
+def sides(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return so.gt(x, -1.0, smoothing=eps), so.lt(x, 1.0, smoothing=eps)
 
 
 INVERSE = "1 / the unit of x"
@@ -114,6 +134,53 @@ PAGES: dict[str, Page] = {
     "floor": Page(STEP, alone(so.floor), "floor(x)", strengths=(0.01, 0.05, 0.15, 0.5)),
     "ceil": Page(STEP, alone(so.ceil), "ceil(x)", strengths=(0.01, 0.05, 0.15, 0.5)),
     "round": Page(STEP, alone(so.round), "round(x)", strengths=(0.01, 0.05, 0.15, 0.5)),
+    "gt": Page(COMPARISON, alone(so.gt, b=0.5), "gt(x, 0.5)"),
+    "ge": Page(COMPARISON, alone(so.ge, b=0.5), "ge(x, 0.5)"),
+    "lt": Page(COMPARISON, alone(so.lt, b=0.5), "lt(x, 0.5)"),
+    "le": Page(COMPARISON, alone(so.le, b=0.5), "le(x, 0.5)"),
+    "eq": Page(COMPARISON, alone(so.eq, b=0.5), "eq(x, 0.5)"),
+    "ne": Page(COMPARISON, alone(so.ne, b=0.5), "ne(x, 0.5)"),
+    "isclose": Page(COMPARISON, alone(so.isclose, b=0.5, atol=0.5), "isclose(x, 0.5, atol=0.5)"),
+    "between": Page(COMPARISON, alone(so.between, low=-1.0, high=1.0), "between(x, -1, 1)"),
+    "bucketize": Page(
+        "The weights sum to 1 by construction. Equal edges enclose an empty bucket. NaN gives NaN in its row.",
+        lambda x, e: so.bucketize(x, torch.tensor([-1.0, 1.0]), smoothing=e)[:, 1],
+        "the weight of the middle bucket of edges -1, 1"),
+    "searchsorted": Page(
+        "As `bucketize`, with a sorted sequence a row.",
+        lambda x, e: so.searchsorted(torch.tensor([-1.0, 1.0]), x, smoothing=e)[:, 2],
+        "the weight of the last place in (-1, 1)"),
+    "lookup": Page(
+        "Equally near keys share; `Hard` takes the first. The weights are those of `argmax`, whose conventions hold.",
+        lambda x, e: so.lookup(torch.tensor([-1.0, 0.0, 2.0]), x, torch.tensor([1.0, 0.0, 2.0]), smoothing=e),
+        "lookup in {-1: 1, 0: 0, 2: 2}", "the unit of a squared distance"),
+    "where": Page(
+        "A branch of weight exactly 0 does not exist, in value and gradient, even where it is inf or nan. At weight\n"
+        "exactly 1/2 both forms of the blend agree.",
+        lambda x, e: so.where(so.heaviside(x, smoothing=e), x, torch.zeros_like(x)),
+        "where(heaviside(x), x, 0)", "no unit"),
+    "take": Page(INDEX, lambda x, e: so.take(VALUES, chosen(x, e)), CHOSEN, "no unit"),
+    "take_along_dim": Page(
+        INDEX, lambda x, e: so.take_along_dim(VALUES.expand(len(x), 3), chosen(x, e).unsqueeze(1), 1)[:, 0], CHOSEN,
+        "no unit"),
+    "gather": Page(
+        INDEX, lambda x, e: so.gather(VALUES.expand(len(x), 3), 1, chosen(x, e).unsqueeze(1))[:, 0], CHOSEN, "no unit"),
+    "index_select": Page(INDEX, lambda x, e: so.index_select(VALUES, 0, chosen(x, e)), CHOSEN, "no unit"),
+    "narrow": Page(
+        INDEX + " A slice that would leave the dimension is kept inside, or filled.",
+        lambda x, e: so.narrow(VALUES.expand(len(x), 3), 1, chosen(x, e), 2)[:, 0],
+        "the first of two of (1, 0, 2) from the argmax of (x, -1, 0.5)", "no unit"),
+    "scatter": Page(
+        INDEX + " Where writes meet, the last one wins.",
+        lambda x, e: so.scatter(torch.zeros(len(x), 3), 1, chosen(x, e).unsqueeze(1), 1.0)[:, 0],
+        "1 written at the argmax of (x, -1, 0.5)", "no unit"),
+    "logical_and": Page(LOGIC, lambda x, e: so.logical_and(*sides(x, e)), "x > -1 and x < 1", "no unit"),
+    "logical_or": Page(LOGIC, lambda x, e: so.logical_or(*sides(x, e)), "x > -1 or x < 1", "no unit"),
+    "logical_xor": Page(LOGIC, lambda x, e: so.logical_xor(*sides(x, e)), "x > -1 xor x < 1", "no unit"),
+    "implies": Page(LOGIC, lambda x, e: so.implies(*sides(x, e)), "x > -1 implies x < 1", "no unit"),
+    "logical_not": Page(LOGIC, lambda x, e: so.logical_not(sides(x, e)[0]), "not x > -1", "no unit"),
+    "all": Page(LOGIC, lambda x, e: so.all(torch.stack(sides(x, e)), 0), "all of x > -1, x < 1", "no unit"),
+    "any": Page(LOGIC, lambda x, e: so.any(1 - torch.stack(sides(x, e)), 0), "any of x <= -1, x >= 1", "no unit"),
 }  # fmt: skip
 
 RELAXED = """Infinities keep their ends of the sorted row, exact and without gradient; between them the finite items

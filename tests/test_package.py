@@ -34,7 +34,7 @@ LAYERS = {
         ("polytopes", "polytopes.*"),
         ("relaxations", "noises", "sorting_network", "stochastic", "lapsum", "soft_permutation"),
         ("operators", "operators.*", "elementwise", "envelopes", "dynamic_programming"),
-        ("logic", "selection"),
+        ("comparisons", "logic", "selection"),
         ("control",),
         ("soften",),
         ("fenchel_young", "metrics", "metrics.*"),
