@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._qp_kkt import stack_rows
 from ._qp_report import report
-from ._qp_solve import Numbers, has_native, solve_numbers
+from ._qp_solve import Numbers, solve_numbers
 
 Data = tuple[Tensor | None, ...]
 LIBRARY = torch.library.Library("implicit", "DEF")
@@ -46,7 +46,7 @@ def solve_batch(rows: tuple[Tensor, Tensor, Tensor, Tensor], free: int, tol: flo
     if M.ndim == 2:
         M, t = M.unsqueeze(0), t.expand(len(c), 0)
     with torch.no_grad():
-        return solve_numbers(Q, c, M, t, free, tol, max_iter, has_native(Q.device))
+        return solve_numbers(Q, c, M, t, free, tol, max_iter)
 
 
 def solve_eagerly(
@@ -68,7 +68,7 @@ def solve_eagerly(
         report(numbers, data, batch, free, tol, on_fail)
     n, k = numbers.x.shape[-1], numbers.lam.shape[-1]
     vectors = numbers.x.reshape(*batch, n), numbers.lam.reshape(*batch, k), numbers.active.reshape(*batch, k)
-    each = (numbers.status, numbers.iterations, numbers.residual, numbers.margin)
+    each = (numbers.converged, numbers.iterations, numbers.residual, numbers.margin)
     return tuple(v.clone() for v in (*vectors, *(v.reshape(batch) for v in each)))
 
 
@@ -81,8 +81,7 @@ def fake(Q: Tensor, c: Tensor, A: Any, b: Any, G: Any, h: Any, tol: float, max_i
     batch, n = batch_of((Q, c, A, b, G, h)), Q.shape[-1]
     k = (0 if A is None else A.shape[-2]) + (0 if G is None else G.shape[-2])
     new = lambda *shape, dtype=torch.float64: Q.new_empty(*batch, *shape, dtype=dtype)  # noqa: E731
-    whole = torch.int64
-    return new(n), new(k), new(k, dtype=torch.bool), new(dtype=whole), new(dtype=whole), new(), new()
+    return new(n), new(k), new(k, dtype=torch.bool), new(dtype=torch.bool), new(dtype=torch.int64), new(), new()
 
 
 def batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:

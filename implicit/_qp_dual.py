@@ -171,20 +171,14 @@ class Dual:
 
 
 def solve_dual(
-    S: Tensor, r: Tensor, noise: Tensor, free: int, max_iter: int, tol: float, native: bool, limit: int
+    S: Tensor, r: Tensor, noise: Tensor, free: int, max_iter: int, tol: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(lam, active, ray, status, iterations), from S: (rows or 1, k, k) and r: (rows, k).
 
     Args:
         noise: the magnitude of the terms of r; a row without bound has r = -inf, noise = inf.
         tol: violation, relative to noise, of a dependent row that makes a problem infeasible.
-        native: use the compiled method.
-        limit: how many rows can be independent, at most.
     """
-    if native:
-        from . import _qp_native
-
-        return _qp_native.run(S, r, noise, free, max_iter, SPAN, tol, limit)
     dual = Dual(S, r, noise, free)
     dual.newton()
     rest = (dual.status != SOLVED).nonzero().squeeze(-1)

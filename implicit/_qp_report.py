@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._qp_solve import Numbers
-from ._qp_status import DEPENDENT, INACCURATE, INDEFINITE, INFEASIBLE, NOT_UNIQUE, SOLVED, STOPPED, UNBOUNDED
+from ._qp_status import INACCURATE, INDEFINITE, INFEASIBLE, NOT_UNIQUE, STOPPED, UNBOUNDED
 from .linear import ConvergenceError
 
 NAMES = ("Q", "c", "A", "b", "G", "h")
@@ -19,13 +19,9 @@ def report(
     numbers: Numbers, data: tuple[Tensor | None, ...], batch: torch.Size, free: int, tol: float, on_fail: str
 ) -> None:
     """Raise or warn if a problem has no answer."""
-    status = numbers.status
-    if bool((status == SOLVED).all()):
+    if not numbers.failed or on_fail not in ("raise", "warn"):
         return
-    good = (status == SOLVED) | (status == DEPENDENT)
-    if on_fail not in ("raise", "warn") or bool(good.all()):
-        return
-    bad = (~good).nonzero().squeeze(-1).tolist()
+    bad = (~numbers.converged).nonzero().squeeze(-1).tolist()
     row = bad[0]
     where = "" if not batch else f" {index_of(row, batch)} of the batch {tuple(batch)}"
     kind, text = describe(row, numbers, data, batch, free, tol)

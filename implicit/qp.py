@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,9 +10,8 @@ from torch import Tensor
 from ._closure import eager
 from ._jacobian import check_on_fail
 from ._qp_batch import flatten, solve_batch, solve_opaque
-from ._qp_kkt import Attached, differentiate, shaped, stack_rows
+from ._qp_kkt import Attached, differentiate, shaped
 from ._qp_report import report
-from ._qp_status import DEPENDENT, SOLVED
 from .adjoint import check_count
 
 
@@ -145,13 +144,14 @@ def qp(
             x, dual_eq, dual_ineq = Attached.apply(numbers, batch, free, *values)
         else:
             x, dual_eq, dual_ineq = shaped(numbers, batch, free, Q.dtype)
-        fields: Any = (numbers.status, numbers.iterations, numbers.residual, numbers.margin)
-        status, iterations, residual, margin = (v.reshape(batch) for v in fields)
+        each = (numbers.converged, numbers.iterations, numbers.residual, numbers.margin)
+        failed = numbers.failed > 0
     else:
-        x, lam, active, status, iterations, residual, margin = solve_opaque(values, batch, free, tol, steps, on_fail)
+        x, lam, active, *each = solve_opaque(values, batch, free, tol, steps, on_fail)
         x, dual_eq, dual_ineq = differentiate(values, x, lam, active, free, k)
-    converged = (status == SOLVED) | (status == DEPENDENT)
-    if on_fail == "nan":
+        failed = True
+    converged, iterations, residual, margin = (v.reshape(batch) for v in each)
+    if on_fail == "nan" and failed:
         # not torch.where: the gradient of a problem that failed must be NaN too
         scale = torch.where(converged, 1.0, torch.nan).to(x.dtype).unsqueeze(-1)
         x, dual_eq, dual_ineq = x * scale, dual_eq * scale, dual_ineq * scale
