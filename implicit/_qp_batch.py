@@ -38,7 +38,7 @@ def flatten(data: Data, batch: torch.Size) -> tuple[Tensor, Tensor, Tensor, Tens
     Q, c = rows_of(Q, batch, 2, False), rows_of(c, batch, 1, True)  # type: ignore[arg-type]
     A, G = (None if v is None else rows_of(v, batch, 2, False) for v in (A, G))
     b, h = (None if v is None else rows_of(v, batch, 1, True) for v in (b, h))
-    return Q, c, *stack_rows(Q, c, A, b, G, h)
+    return Q, c, *stack_rows(Q, A, b, G, h)
 
 
 def solve_batch(rows: tuple[Tensor, Tensor, Tensor, Tensor], free: int, tol: float, max_iter: int) -> Numbers:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._qp_status import DEPENDENT, INFEASIBLE, SOLVED, STOPPED
+from ._qp_status import INFEASIBLE, SOLVED, STOPPED
 
 # a row nearer than this (squared, relative) to the span of the active ones depends on them
 SPAN = 1e-11
@@ -90,10 +90,10 @@ class Dual:
         """One row of the constraints at a time, the most violated one, keeping the multipliers' signs."""
         S, r = self.S, self.r
         lam, active = torch.zeros_like(r), torch.zeros_like(r, dtype=torch.bool)
-        skipped, dependent = active.clone(), torch.zeros_like(self.status, dtype=torch.bool)
+        skipped = active.clone()
         each = torch.arange(len(r), device=r.device)
         full = S.expand(len(r), *S.shape[1:])
-        done = dependent.clone()
+        done = torch.zeros_like(self.status, dtype=torch.bool)
 
         def direction(row: Tensor) -> tuple[Tensor, Tensor]:
             factor = torch.linalg.cholesky_ex(masked(S, active))[0]
@@ -101,11 +101,8 @@ class Dual:
             d = solve_masked(factor, active, column)
             return d, column[each, row] - (d * column).sum(-1)
 
-        for row in range(self.free):
-            gap = direction(each * 0 + row)[1]
-            good = gap > SPAN * self.diag[:, row]
-            active[:, row] = good
-            dependent |= ~good
+        for i in range(self.free):
+            active[:, i] = direction(torch.full_like(each, i))[1] > SPAN * self.diag[:, i]
         factor = torch.linalg.cholesky_ex(masked(S, active))[0]
         lam = solve_masked(factor, active, r)
         w, error = self.slack(lam)
@@ -167,7 +164,6 @@ class Dual:
         lam = lam - solve_masked(factor, active, w)
         self.active = active & (fixed | (lam * self.diag > error))
         self.lam = torch.where(self.active, lam, 0)
-        self.status = torch.where((self.status == SOLVED) & dependent, DEPENDENT, self.status)
 
 
 def solve_dual(

@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from ._closure import eager
+from ._qp_singular import kkt_matrix
 from ._qp_solve import Numbers, adjoint, native
 from .linear import LU
 from .operator import is_wrapped
 
 
-def stack_rows(Q: Tensor, c: Tensor, A: Tensor | None, b: Tensor | None, G: Tensor | None, h: Tensor | None) -> Any:
+def stack_rows(Q: Tensor, A: Tensor | None, b: Tensor | None, G: Tensor | None, h: Tensor | None) -> Any:
     """(M, t): equalities first."""
-    matrices, bounds = [M for M in (A, G) if M is not None], [t for t in (b, h) if t is not None]
-    if not matrices:
+    if A is None and G is None:
         return Q.new_zeros(0, Q.shape[-1]), Q.new_zeros(0)
-    if len(matrices) == 1:
-        return matrices[0], bounds[0]
-    return join(*matrices, 2), join(*bounds, 1)
+    if A is None or G is None:
+        return (A, b) if G is None else (G, h)
+    return join(A, G, 2), join(b, h, 1)  # type: ignore[arg-type]
 
 
 def join(first: Tensor, second: Tensor, event: int) -> Tensor:
@@ -44,10 +44,7 @@ def solve_active(
     """x and lam, known as numbers, as functions of Q, c, M, t, by differentiable operations alone."""
     n, k = M.shape[-1], M.shape[-2]
     batch = active.shape[:-1]
-    H = ((Q + Q.mT) / 2).expand(*batch, n, n)
-    rows = torch.where(active.unsqueeze(-1), M, 0)
-    rest = torch.diag_embed((~active).to(H.dtype))
-    K = torch.cat([torch.cat([H, rows.mT], -1), torch.cat([rows, rest], -1)], -2)
+    K = kkt_matrix(((Q + Q.mT) / 2).expand(*batch, n, n), M, active)
     right = torch.cat([-c.expand(*batch, n), torch.where(active, t, 0)], -1)
     z = LU().solve_columns(K, right.unsqueeze(-1))[0].squeeze(-1)
     moved_x, moved_lam = z.split([n, k], -1)
@@ -77,8 +74,9 @@ class Attached(torch.autograd.Function):
         given = [g for g in (gx, ge, gi) if g is not None]
         if not given:
             return (None,) * (3 + len(data))
+        numbers = ctx.numbers
         plain = eager() and not any(is_wrapped(g) for g in given)
-        grads = closed_form if plain and not torch.is_grad_enabled() else again
+        grads = closed_form if plain and not numbers.singular and not torch.is_grad_enabled() else again
         return None, None, None, *grads(ctx, data, needed, gx, ge, gi)
 
 
@@ -98,7 +96,7 @@ def again(ctx: Any, data: Any, needed: Any, *cotangents: Tensor | None) -> list[
         x, lam, active = (v.reshape(*batch, -1 if v.shape[-1] else 0) for v in (numbers.x, numbers.lam, numbers.active))
         found = differentiate(views, x, lam, active, free, k)
         pairs = [(y, g) for y, g in zip(found, cotangents, strict=True) if g is not None and y.requires_grad]
-        inputs = [v for v, need in zip(views, needed, strict=True) if need]
+        inputs = [v for v, need in zip(views, needed, strict=True) if need and v is not None]
         outs, gs = [y for y, _ in pairs], [g for _, g in pairs]
         grads = iter(torch.autograd.grad(outs, inputs, gs, create_graph=torch.is_grad_enabled(), allow_unused=True))
     return [next(grads) if need else None for need in needed]
@@ -109,8 +107,9 @@ def differentiate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The outputs as functions of Q, c, A, b, G, h by :func:`solve_active`; x, lam, active have the batch's shape."""
     dtype = data[0].dtype
-    Q, c, A, b, G, h = (t if t is None else t.to(x.dtype) for t in data)
-    M, t = stack_rows(Q, c, A, b, G, h)
+    wide: list[Any] = [t if t is None else t.to(x.dtype) for t in data]
+    Q, c, *rest = wide
+    M, t = stack_rows(Q, *rest)
     x, lam = solve_active(Q, c, M, t, x, lam, active)
     return x.to(dtype), lam[..., :free].to(dtype), lam[..., free:].to(dtype)
 
@@ -138,8 +137,8 @@ def closed_form(ctx: Any, data: Any, needed: Any, *cotangents: Tensor | None) ->
         p, q, dQ, dM = _qp_native_kkt.adjoint(*factors, x, lam, gx, gl, own)
     else:
         p, q = adjoint(*factors, gx, gl)
-        dQ = pair(-0.5, p, x, x, p) if own[0] else None
-        dM = pair(-1.0, q, x, lam, p) if own[1] else None
+        dQ = pair(-0.5, p, x, x, p) if own[0] else p
+        dM = pair(-1.0, q, x, lam, p) if own[1] else q
     out: list[Tensor | None] = [None] * 6
     if needed[0]:
         out[0] = fit(dQ, own[0], -0.5, (p, x, x, p), data[0], batch)

@@ -8,7 +8,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from ._qp_status import DEPENDENT, INFEASIBLE, SOLVED, STOPPED
+from ._qp_status import INFEASIBLE, SOLVED, STOPPED
 
 # sums in any order, so that they are done in vector registers; infinities and NaN keep their meaning
 SUMS = {"reassoc", "nsz", "contract"}
@@ -102,7 +102,7 @@ def solve_dual(S, r, noise, free, max_iter, dependent, tol, lam, active, ray, L,
     q = 0
     for row in range(free):
         gap = _extend(S, L, q, order, row, v)
-        if gap > dependent * S[row, row]:
+        if q < len(L) - 1 and gap > dependent * S[row, row]:
             for i in range(q):
                 L[q, i] = v[i]
             L[q, q] = np.sqrt(gap)
@@ -142,7 +142,7 @@ def solve_dual(S, r, noise, free, max_iter, dependent, tol, lam, active, ray, L,
             if iterations > max_iter:
                 return STOPPED, max_iter
             gap = _extend(S, L, q, order, row, v)
-            flat = gap <= dependent * S[row, row]
+            flat = q == len(L) - 1 or not gap > dependent * S[row, row]
             if not flat:
                 for i in range(q):
                     L[q, i] = v[i]
@@ -197,4 +197,4 @@ def solve_dual(S, r, noise, free, max_iter, dependent, tol, lam, active, ray, L,
         active[j] = i < fixed or lam[j] * S[j, j] > 1e3 * eps * (noise[j] + root * size)
         if not active[j]:
             lam[j] = 0.0
-    return SOLVED if fixed == free else DEPENDENT, iterations
+    return SOLVED, iterations

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._qp_dual import ROUNDING, SPAN
+from ._qp_dual import SPAN
 from ._qp_native import backward, forward, jit, solve_dual
-from ._qp_status import DEPENDENT, INACCURATE, INDEFINITE, SOLVED
+from ._qp_status import INACCURATE, INDEFINITE, NOT_FINITE, SOLVED
 
 
 @jit
@@ -136,8 +136,13 @@ def _solve(  # type: ignore[no-untyped-def]
         for i in range(n):
             u[i] = c[row, i]
             poor = poor or not Ui[i, i] * Ui[i, i] > 8 * n * 2.0**-52 * abs(Qi[i, i])
-        if poor:
-            status[row], iterations[row], converged[row] = INDEFINITE, 0, False
+        bad = False
+        for j in range(k):
+            bad = bad or not np.isfinite(Si[j, j]) or np.isnan(t[row, j])
+        for i in range(n):
+            bad = bad or not np.isfinite(u[i])
+        if poor or bad:
+            status[row], iterations[row], converged[row] = INDEFINITE if poor else NOT_FINITE, 0, False
             each[0, row], each[1, row] = np.nan, np.nan
             xi[:] = np.nan
             failed += 1
@@ -160,7 +165,7 @@ def _solve(  # type: ignore[no-untyped-def]
                 _add(xi, -li[j], Yi[j])
         _upper(Ui, xi)
         off, margin = _residual(Qi, c[row], Mi, t[row], free, xi, li, active[row], gx, gl, w)
-        if state == SOLVED or state == DEPENDENT:
+        if state == SOLVED:
             for attempt in range(3):
                 if off <= 1e-14:
                     break
@@ -183,7 +188,7 @@ def _solve(  # type: ignore[no-untyped-def]
                 off, margin = new, spread
             if not off <= tol:
                 state = INACCURATE
-        fine = state == SOLVED or state == DEPENDENT
+        fine = state == SOLVED
         failed += not fine
         status[row], iterations[row], converged[row] = state, count, fine
         each[0, row], each[1, row] = off, margin
@@ -260,7 +265,7 @@ def _adjoint(U, Y, S, active, x, lam, gx, gl, p, w, dQ, dM):  # type: ignore[no-
 
 
 def adjoint(
-    L: Tensor, Y: Tensor, S: Tensor, active: Tensor, x: Tensor, lam: Tensor, gx: Tensor, gl: Tensor, full: tuple
+    L: Tensor, Y: Tensor, S: Tensor, active: Tensor, x: Tensor, lam: Tensor, gx: Tensor, gl: Tensor, full: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(p, q, Q-bar, M-bar): the last two of every problem where ``full`` says so, else empty."""
     (rows, n), k = x.shape, lam.shape[-1]

@@ -11,15 +11,18 @@ from __future__ import annotations
 import functools
 import importlib.util
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._qp_dual import masked, solve_dual, solve_masked
-from ._qp_status import DEPENDENT, INACCURATE, INDEFINITE, SOLVED
+from ._qp_singular import solve_singular
+from ._qp_status import INACCURATE, INDEFINITE, NOT_FINITE, SOLVED
 
 # relative residual above which a solution is refined
 FINE = 1e-14
+FIELDS = ("x", "lam", "active", "ray", "residual", "margin", "status", "iterations", "converged")
 
 
 @dataclass(eq=False)
@@ -35,10 +38,14 @@ class Numbers:
     status: Tensor
     iterations: Tensor
     converged: Tensor
-    failed: int
     L: Tensor
     Y: Tensor
     S: Tensor
+    failed: int
+    singular: bool = False  # L is of no use in some of them
+
+    def outcome(self) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, name) for name in FIELDS)
 
 
 @functools.cache
@@ -66,6 +73,14 @@ def upper_solve(L: Tensor, v: Tensor) -> Tensor:
 
 def solve_numbers(Q: Tensor, c: Tensor, M: Tensor, t: Tensor, free: int, tol: float, max_iter: int) -> Numbers:
     """Q: (rows or 1, n, n), c: (rows, n), M: (rows or 1, k, n), t: (rows, k), in float64."""
+    numbers = solve_strict(Q, c, M, t, free, tol, max_iter)
+    if numbers.failed:
+        explain(numbers, Q, c, M, t, free, tol, max_iter)
+    return numbers
+
+
+def solve_strict(Q: Tensor, c: Tensor, M: Tensor, t: Tensor, free: int, tol: float, max_iter: int) -> Numbers:
+    """Strictly convex problems; the others are INDEFINITE."""
     L, flaw = torch.linalg.cholesky_ex((Q + Q.mT).mul_(0.5))
     Y = torch.linalg.solve_triangular(L, M.mT, upper=False)
     S = Y.mT @ Y
@@ -75,7 +90,31 @@ def solve_numbers(Q: Tensor, c: Tensor, M: Tensor, t: Tensor, free: int, tol: fl
         found, failed = _qp_native_kkt.finish(Q, c, M, t, L, flaw, Y, S, free, tol, max_iter)
     else:
         found, failed = finish(Q, c, M, t, L, flaw, Y, S, free, tol, max_iter)
-    return Numbers(*found, failed, L, Y, S)
+    fields: dict[str, Any] = dict(zip(FIELDS, found, strict=True))
+    return Numbers(**fields, L=L, Y=Y, S=S, failed=failed)
+
+
+def explain(numbers: Numbers, Q: Tensor, c: Tensor, M: Tensor, t: Tensor, free: int, tol: float, max_iter: int) -> None:
+    """Tells bad data from a singular Q, and solves the latter."""
+    whole = lambda v: v.isfinite().reshape(len(v), -1).all(-1)  # noqa: E731
+    finite = whole(Q) & whole(c) & whole(M) & ~(t.isnan() | (t == -torch.inf)).any(-1)
+    status = torch.where(finite, numbers.status, NOT_FINITE)
+    rows = ((status == INDEFINITE) & finite).nonzero().squeeze(-1)
+    if len(rows):
+        take = lambda v: v[rows] if len(v) > 1 else v.expand(len(rows), *v.shape[1:])  # noqa: E731
+
+        def strict(*args: Any) -> tuple[tuple[Tensor, ...], int]:
+            found = solve_strict(*args)
+            return found.outcome(), found.failed
+
+        found = solve_singular(take(Q), c[rows], take(M), t[rows], free, tol, max_iter, strict, check)
+        for name, v in zip(FIELDS, found, strict=False):
+            getattr(numbers, name)[rows] = v
+        status[rows] = numbers.status[rows]
+        numbers.singular = True
+    numbers.status = status
+    numbers.converged = status == SOLVED
+    numbers.failed = int((~numbers.converged).sum())
 
 
 def finish(
@@ -102,7 +141,7 @@ def finish(
     x = -upper_solve(L, u + apply(Y, lam))
     H = (Q + Q.mT) / 2
     off, margin, gx, gl = check(H, c, M, t, free, x, lam, active)
-    fine = ((status == SOLVED) | (status == DEPENDENT)) & ~poor
+    fine = (status == SOLVED) & ~poor
     for _ in range(3):
         rough = fine & (off > FINE)
         if not bool(rough.any()):
@@ -119,7 +158,7 @@ def finish(
         )
     status = torch.where(fine & ~(off <= tol), INACCURATE, status)
     status = torch.where(poor, INDEFINITE, status)
-    converged = (status == SOLVED) | (status == DEPENDENT)
+    converged = status == SOLVED
     return (x, lam, active, ray, off, margin, status, iterations, converged), int((~converged).sum())
 
 
