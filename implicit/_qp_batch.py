@@ -80,7 +80,7 @@ def batch_of(data: Data) -> torch.Size:
 def fake(Q: Tensor, c: Tensor, A: Any, b: Any, G: Any, h: Any, tol: float, max_iter: int, on_fail: str) -> Any:
     batch, n = batch_of((Q, c, A, b, G, h)), Q.shape[-1]
     k = (0 if A is None else A.shape[-2]) + (0 if G is None else G.shape[-2])
-    new = lambda *shape, dtype=torch.float64: Q.new_empty(*batch, *shape, dtype=dtype)  # noqa: E731
+    new = lambda *shape, dtype=torch.float64: Q.new_empty((*batch, *shape), dtype=dtype)  # noqa: E731
     return new(n), new(k), new(k, dtype=torch.bool), new(dtype=torch.bool), new(dtype=torch.int64), new(), new()
 
 

@@ -39,8 +39,8 @@ def product(S: Tensor, v: Tensor) -> Tensor:
 class Dual:
     """The state of a batch of duals, all tensors (rows, k)."""
 
-    def __init__(self, S: Tensor, r: Tensor, noise: Tensor, free: int) -> None:
-        self.S, self.noise, self.free = S, noise, free
+    def __init__(self, S: Tensor, r: Tensor, noise: Tensor, free: int, rank: int) -> None:
+        self.S, self.noise, self.free, self.rank = S, noise, free, rank
         self.diag = S.diagonal(dim1=-2, dim2=-1).expand_as(r)
         self.root = self.diag.sqrt()
         self.r = r
@@ -52,7 +52,7 @@ class Dual:
         self.iterations = torch.zeros_like(self.status)
 
     def take(self, rows: Tensor) -> Dual:
-        part = Dual(self.S if len(self.S) == 1 else self.S[rows], self.r[rows], self.noise[rows], self.free)
+        part = Dual(self.S if len(self.S) == 1 else self.S[rows], self.r[rows], self.noise[rows], self.free, self.rank)
         part.iterations = self.iterations[rows]
         return part
 
@@ -82,7 +82,7 @@ class Dual:
         pivots = factor.diagonal(dim1=-2, dim2=-1).square()
         # an inactive row without slack may belong to another choice of active rows: the other method chooses
         vague = (~active & (w.abs() <= error)) | (active & (pivots <= SPAN * self.diag))
-        fine = (new == active).all(-1) & (info == 0) & ~vague.any(-1)
+        fine = (new == active).all(-1) & (info == 0) & ~vague.any(-1) & (active.sum(-1) <= self.rank)
         self.lam, self.active = torch.where(active, lam, 0), active
         self.status = torch.where(fine, SOLVED, STOPPED)
 
@@ -134,8 +134,10 @@ class Dual:
             row = chosen.clamp(min=0)
             slack = torch.where(fresh, w[each, row], slack)
             d, gap = direction(row)
-            flat = gap <= SPAN * self.diag[each, row]
-            ratio = torch.where(active & ~fixed & (d > 0), lam / d, torch.inf)
+            flat = (gap <= SPAN * self.diag[each, row]) | (active.sum(-1) >= self.rank)
+            # where the row depends on the active ones a coefficient that is rounding must not block
+            least = torch.where(flat, 10 * SPAN * self.root[each, row], 0).unsqueeze(-1)
+            ratio = torch.where(active & ~fixed & (d * self.root > least), lam / d, torch.inf)
             step, block = ratio.min(-1)
             whole = torch.where(flat, torch.inf, -slack / gap)
             enter = ~done & ~flat & (whole <= step)
@@ -167,15 +169,16 @@ class Dual:
 
 
 def solve_dual(
-    S: Tensor, r: Tensor, noise: Tensor, free: int, max_iter: int, tol: float
+    S: Tensor, r: Tensor, noise: Tensor, free: int, rank: int, max_iter: int, tol: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(lam, active, ray, status, iterations), from S: (rows or 1, k, k) and r: (rows, k).
 
     Args:
         noise: the magnitude of the terms of r; a row without bound has r = -inf, noise = inf.
+        rank: how many rows can be independent, at most.
         tol: violation, relative to noise, of a dependent row that makes a problem infeasible.
     """
-    dual = Dual(S, r, noise, free)
+    dual = Dual(S, r, noise, free, rank)
     dual.newton()
     rest = (dual.status != SOLVED).nonzero().squeeze(-1)
     if len(rest):

@@ -148,8 +148,9 @@ def solve_dual(S, r, noise, free, max_iter, dependent, tol, lam, active, ray, L,
                     L[q, i] = v[i]
             backward(L, q, v)
             step, block = np.inf, -1
+            least = 10 * dependent * np.sqrt(S[row, row]) if flat else 0.0
             for i in range(fixed, q):
-                if v[i] > 0.0 and lam[order[i]] < step * v[i]:
+                if v[i] * np.sqrt(S[order[i], order[i]]) > least and lam[order[i]] < step * v[i]:
                     step, block = lam[order[i]] / v[i], i
             if flat and block < 0:
                 if slack >= -tol * (noise[row] + np.sqrt(S[row, row]) * size):

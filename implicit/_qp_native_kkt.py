@@ -77,7 +77,7 @@ def _kkt(U, Y, S, order, q, L, gx, gl, p, w, v):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _residual(Q, c, M, t, free, x, lam, active, gx, gl, w):  # type: ignore[no-untyped-def]
+def _residual(Q, c, M, t, noise, free, x, lam, active, gx, gl, w):  # type: ignore[no-untyped-def]
     """(residual, margin) of the optimality conditions; gx, gl get what is missing in them."""
     n, k = len(x), len(t)
     length = np.sqrt(_dot(x, x))
@@ -97,7 +97,7 @@ def _residual(Q, c, M, t, free, x, lam, active, gx, gl, w):  # type: ignore[no-u
         gl[j] = slack
         gap = abs(slack) if j < free or active[j] else max(-slack, 0.0)
         if not gap <= 0.0:
-            scale = (abs(t[j]) if np.isfinite(t[j]) else 0.0) + length * np.sqrt(_dot(row, row))
+            scale = noise[j] + length * np.sqrt(_dot(row, row))
             gap = gap / scale if scale > 0.0 else gap
             if not gap <= off:
                 off = gap
@@ -164,7 +164,7 @@ def _solve(  # type: ignore[no-untyped-def]
                 q += 1
                 _add(xi, -li[j], Yi[j])
         _upper(Ui, xi)
-        off, margin = _residual(Qi, c[row], Mi, t[row], free, xi, li, active[row], gx, gl, w)
+        off, margin = _residual(Qi, c[row], Mi, t[row], noise, free, xi, li, active[row], gx, gl, w)
         if state == SOLVED:
             for attempt in range(3):
                 if off <= 1e-14:
@@ -178,7 +178,7 @@ def _solve(  # type: ignore[no-untyped-def]
                 for j in range(q):
                     r[order[j]] = li[order[j]]
                     li[order[j]] += dl[order[j]]
-                new, spread = _residual(Qi, c[row], Mi, t[row], free, xi, li, active[row], gx, gl, w)
+                new, spread = _residual(Qi, c[row], Mi, t[row], noise, free, xi, li, active[row], gx, gl, w)
                 if not new < off:
                     for i in range(n):
                         xi[i] = u[i]

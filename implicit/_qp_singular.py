@@ -78,6 +78,7 @@ def solve_singular(
     reach = torch.where(reach > 0, reach, 1)
     delta = torch.maximum(DELTA * largest, 10 * DELTA * torch.linalg.vector_norm(c, dim=-1) / reach)
     delta = torch.where(delta > 0, delta, 1).unsqueeze(-1)
+    noise = t.abs() + length * reach.unsqueeze(-1)
     convex = torch.where(flawed[:, None, None], 0, H) + torch.diag_embed(delta.expand_as(c))
     x = torch.zeros_like(c)
     status = torch.where(flawed, INDEFINITE, STOPPED)
@@ -88,7 +89,7 @@ def solve_singular(
         near = torch.where(near.isfinite(), near, x)
         exact, duals, regular = solve_exactly(H, c, M, t, active)
         exact, duals = (torch.where(regular.unsqueeze(-1), v, w) for v, w in ((exact, near), (duals, lam)))
-        off, margin, *_ = check(H, c, M, t, free, exact, duals, active)
+        off, margin, *_ = check(H, c, M, t, noise, free, exact, duals, active)
         # a tiny dual may have either sign; a negative one belongs to a row that should not be active
         right = torch.arange(lam.shape[-1], device=lam.device) < free
         right = (right | (duals >= -tol * duals.abs().amax(-1, keepdim=True))).all(-1) if len(right) else regular | True

@@ -137,10 +137,10 @@ def finish(
     u = lower_solve(L, c)
     length = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
     noise = t.abs() + S.diagonal(dim1=-2, dim2=-1).sqrt() * length
-    lam, active, ray, status, iterations = solve_dual(S, -apply(Y.mT, u) - t, noise, free, max_iter, 10 * tol)
+    lam, active, ray, status, iterations = solve_dual(S, -apply(Y.mT, u) - t, noise, free, n, max_iter, 10 * tol)
     x = -upper_solve(L, u + apply(Y, lam))
     H = (Q + Q.mT) / 2
-    off, margin, gx, gl = check(H, c, M, t, free, x, lam, active)
+    off, margin, gx, gl = check(H, c, M, t, noise, free, x, lam, active)
     fine = (status == SOLVED) & ~poor
     for _ in range(3):
         rough = fine & (off > FINE)
@@ -148,7 +148,7 @@ def finish(
             break
         p, q = adjoint(L, Y, S, active, gx, gl)
         new_x, new_lam = x + p, lam + q
-        new = check(H, c, M, t, free, new_x, new_lam, active)
+        new = check(H, c, M, t, noise, free, new_x, new_lam, active)
         better = rough & (new[0] < off)
         x = torch.where(better.unsqueeze(-1), new_x, x)
         lam = torch.where(better.unsqueeze(-1), new_lam, lam)
@@ -163,7 +163,7 @@ def finish(
 
 
 def check(
-    H: Tensor, c: Tensor, M: Tensor, t: Tensor, free: int, x: Tensor, lam: Tensor, active: Tensor
+    H: Tensor, c: Tensor, M: Tensor, t: Tensor, noise: Tensor, free: int, x: Tensor, lam: Tensor, active: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(residual of the optimality conditions relative to their terms, margin, what is missing in them: gx, gl)."""
     Hx, Ml = apply(H, x), apply(M.mT, lam)
@@ -175,7 +175,7 @@ def check(
     slack = t - apply(M, x)
     if M.shape[-2]:
         rows = torch.linalg.vector_norm(M, dim=-1) * torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = torch.where(t.isfinite(), t.abs(), 0) + rows
+        scale = noise + rows
         equal = active | (torch.arange(t.shape[-1], device=t.device) < free)
         off = torch.where(equal, slack.abs(), (-slack).clamp(min=0))
         residual = torch.maximum(residual, torch.where((scale > 0) & (off > 0), off / scale, off).amax(-1))
