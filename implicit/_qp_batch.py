@@ -45,8 +45,7 @@ def solve_batch(rows: tuple[Tensor, Tensor, Tensor, Tensor], free: int, tol: flo
     Q, c, M, t = rows
     if M.ndim == 2:
         M, t = M.unsqueeze(0), t.expand(len(c), 0)
-    with torch.no_grad():
-        return solve_numbers(Q, c, M, t, free, tol, max_iter)
+    return solve_numbers(Q, c, M, t, free, tol, max_iter)
 
 
 def solve_eagerly(

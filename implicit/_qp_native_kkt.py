@@ -119,7 +119,27 @@ def _residual(Q, c, M, t, noise, free, x, lam, active, gx, gl, w):  # type: igno
 
 @jit
 def _solve(  # type: ignore[no-untyped-def]
-    Q, c, M, t, U, flaw, Y, S, free, max_iter, dependent, tol, x, lam, active, ray, each, status, iterations, converged
+    Q,
+    c,
+    M,
+    t,
+    U,
+    flaw,
+    Y,
+    S,
+    free,
+    max_iter,
+    dependent,
+    tol,
+    x,
+    lam,
+    active,
+    ray,
+    residual,
+    margins,
+    status,
+    iterations,
+    converged,
 ):
     k, n = M.shape[1], M.shape[2]
     limit = min(n, k) + 1
@@ -143,7 +163,7 @@ def _solve(  # type: ignore[no-untyped-def]
             bad = bad or not np.isfinite(u[i])
         if poor or bad:
             status[row], iterations[row], converged[row] = INDEFINITE if poor else NOT_FINITE, 0, False
-            each[0, row], each[1, row] = np.nan, np.nan
+            residual[row], margins[row] = np.nan, np.nan
             xi[:] = np.nan
             failed += 1
             continue
@@ -191,7 +211,7 @@ def _solve(  # type: ignore[no-untyped-def]
         fine = state == SOLVED
         failed += not fine
         status[row], iterations[row], converged[row] = state, count, fine
-        each[0, row], each[1, row] = off, margin
+        residual[row], margins[row] = off, margin
     return failed
 
 
@@ -210,25 +230,18 @@ def finish(
 ) -> tuple[tuple[Tensor, ...], int]:
     """((x, lam, active, ray, residual, margin, status, iterations, converged), how many failed)."""
     (rows, n), k = c.shape, t.shape[-1]
-    x, lam, ray, each = c.new_empty(rows, n), c.new_zeros(rows, k), c.new_zeros(rows, k), c.new_empty(2, rows)
-    counts = torch.empty(2, rows, dtype=torch.int64)
-    active, converged = np.zeros((rows, k), np.bool_), np.empty(rows, np.bool_)
+    x, lam, ray, residual = np.empty((rows, n)), np.zeros((rows, k)), np.zeros((rows, k)), np.empty(rows)
+    margin, status, iterations = np.empty(rows), np.empty(rows, np.int64), np.empty(rows, np.int64)
+    out = (x, lam, np.zeros((rows, k), np.bool_), ray, residual, margin, status, iterations, np.empty(rows, np.bool_))
     failed = _solve(
-        *(v.contiguous().numpy() for v in (Q, c, M, t, L.mT, flaw, Y.mT, S)),
+        *[v.contiguous().numpy() for v in (Q, c, M, t, L.mT, flaw, Y.mT, S)],
         free,
         max_iter,
         SPAN,
         tol,
-        x.numpy(),
-        lam.numpy(),
-        active,
-        ray.numpy(),
-        each.numpy(),
-        *counts.numpy(),
-        converged,
+        *out,
     )
-    masks = torch.from_numpy(active), torch.from_numpy(converged)
-    return (x, lam, masks[0], ray, each[0], each[1], counts[0], counts[1], masks[1]), failed
+    return tuple([torch.from_numpy(v) for v in out]), failed
 
 
 @jit
@@ -269,8 +282,7 @@ def adjoint(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(p, q, Q-bar, M-bar): the last two of every problem where ``full`` says so, else empty."""
     (rows, n), k = x.shape, lam.shape[-1]
-    p, w = torch.empty_like(x), torch.empty_like(lam)
-    dQ, dM = x.new_empty(rows if full[0] else 0, n, n), x.new_empty(rows if full[1] else 0, k, n)
-    arrays = (L.mT, Y.mT, S, active, x, lam, gx, gl)
-    _adjoint(*(v.contiguous().numpy() for v in arrays), *(v.numpy() for v in (p, w, dQ, dM)))
-    return p, w, dQ, dM
+    dQ, dM = np.empty((rows if full[0] else 0, n, n)), np.empty((rows if full[1] else 0, k, n))
+    out = (np.empty((rows, n)), np.empty((rows, k)), dQ, dM)
+    _adjoint(*[v.contiguous().numpy() for v in (L.mT, Y.mT, S, active, x, lam, gx, gl)], *out)
+    return tuple([torch.from_numpy(v) for v in out])  # type: ignore[return-value]
