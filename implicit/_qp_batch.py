@@ -12,7 +12,7 @@ from ._qp_report import report
 from ._qp_solve import Numbers, solve_numbers
 
 Data = tuple[Tensor | None, ...]
-LIBRARY = torch.library.Library("implicit", "DEF")
+LIBRARY = torch.library.Library("implicit", "FRAGMENT")
 SIGNATURE = (
     "qp(Tensor Q, Tensor c, Tensor? A, Tensor? b, Tensor? G, Tensor? h, float tol, int max_iter, str on_fail)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"

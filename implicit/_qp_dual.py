@@ -66,10 +66,10 @@ class Dual:
         size = (lam * right).sum(-1, keepdim=True).clamp(min=0).sqrt()
         return product(self.S, lam) - self.r, ROUNDING * (self.noise + self.root * size)
 
-    def newton(self) -> None:
+    def newton(self, max_iter: int) -> None:
         """Primal-dual active set, for those rows that it settles beyond doubt."""
         new = (self.r > ROUNDING * self.noise) | self.sign_free
-        for _ in range(STEPS):
+        for _ in range(min(STEPS, max_iter)):
             active = new
             factor, info = torch.linalg.cholesky_ex(masked(self.S, active))
             lam = solve_masked(factor, active, self.r)
@@ -119,7 +119,7 @@ class Dual:
         fixed = self.sign_free
         chosen = torch.full_like(self.status, -1)
         slack = torch.zeros_like(r[:, 0])
-        for _ in range(max_iter):
+        for _ in range(max_iter + 1):
             w, error = self.slack(torch.where(active | (lam > 0), lam, 0))
             worth = torch.where(active | skipped | fixed | (w >= -error), torch.inf, w / self.root)
             best = worth.argmin(-1)
@@ -179,7 +179,7 @@ def solve_dual(
         tol: violation, relative to noise, of a dependent row that makes a problem infeasible.
     """
     dual = Dual(S, r, noise, free, rank)
-    dual.newton()
+    dual.newton(max_iter)
     rest = (dual.status != SOLVED).nonzero().squeeze(-1)
     if len(rest):
         part = dual.take(rest)

@@ -57,7 +57,7 @@ def sum_to(v: Tensor, like: Tensor, batch: torch.Size, event: int) -> Tensor:
     return (v if v.shape == like.shape else v.sum_to_size(like.shape)).to(like.dtype)
 
 
-class Attached(torch.autograd.Function):
+class ActiveSet(torch.autograd.Function):
     """(x, lam) as a function of Q, c, A, b, G, h: the closed form, from the factors of the solver."""
 
     @staticmethod

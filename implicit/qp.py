@@ -10,7 +10,7 @@ from torch import Tensor
 from ._closure import eager
 from ._jacobian import check_on_fail
 from ._qp_batch import Data, flatten, solve_batch, solve_opaque
-from ._qp_kkt import Attached, differentiate, shaped
+from ._qp_kkt import ActiveSet, differentiate, shaped
 from ._qp_report import NAMES, report
 from .adjoint import check_count
 
@@ -120,7 +120,7 @@ def qp(
     Example:
         >>> y = torch.tensor([0.8, 1.5], requires_grad=True)
         >>> implicit.qp(torch.eye(2), -y, G=torch.ones(1, 2), h=torch.ones(1)).x
-        tensor([0.1500, 0.8500], grad_fn=<AttachedBackward>)
+        tensor([0.1500, 0.8500], grad_fn=<ActiveSetBackward>)
     """
     data = (Q, c, A, b, G, h)
     batch = check_data(data)
@@ -137,7 +137,7 @@ def qp(
         if failed:
             report(numbers, data, batch, free, tol, on_fail)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in data):
-            x, dual_eq, dual_ineq = Attached.apply(numbers, batch, free, *data)
+            x, dual_eq, dual_ineq = ActiveSet.apply(numbers, batch, free, *data)
         else:
             x, dual_eq, dual_ineq = shaped(numbers, batch, free, Q.dtype)
         each = [numbers.converged, numbers.iterations, numbers.residual, numbers.margin]
