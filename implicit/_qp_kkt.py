@@ -83,12 +83,13 @@ class ActiveSet(torch.autograd.Function):
 def shaped(numbers: Numbers, batch: torch.Size, free: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """x, the duals of the equalities and those of the inequalities, in the batch's shape."""
     # copies: what the user does to them in place must not reach the backward
-    x, lam = numbers.x.to(dtype, copy=True), numbers.lam.to(dtype, copy=True)
+    x, lam = numbers.x, numbers.lam
     if len(batch) != 1:
         x, lam = x.reshape(*batch, x.shape[-1]), lam.reshape(*batch, lam.shape[-1])
+    x = x.to(dtype, copy=True)
     if free:
-        return x, lam[..., :free].clone(), lam[..., free:].clone()
-    return x, x.new_empty((*batch, 0)), lam
+        return x, lam[..., :free].to(dtype, copy=True), lam[..., free:].to(dtype, copy=True)
+    return x, x.new_empty((*batch, 0)), lam.to(dtype, copy=True)
 
 
 def again(ctx: Any, data: Any, needed: Any, *cotangents: Tensor | None) -> list[Tensor | None]:
