@@ -99,7 +99,7 @@ def _residual(Q, c, M, t, noise, free, x, lam, active, gx, gl, w):  # type: igno
         if not gap <= 0.0:
             scale = noise[j] + length * np.sqrt(_dot(row, row))
             gap = gap / scale if scale > 0.0 else gap
-            if not gap <= off:
+            if gap > off or np.isnan(gap):
                 off = gap
         if j >= free:
             margin = min(margin, lam[j] if active[j] else abs(slack))
@@ -111,10 +111,10 @@ def _residual(Q, c, M, t, noise, free, x, lam, active, gx, gl, w):  # type: igno
     size, worst = 0.0, 0.0
     for i in range(n):
         size = max(size, w[i])
-        if not abs(gx[i]) <= worst:
+        if abs(gx[i]) > worst or np.isnan(gx[i]):
             worst = abs(gx[i])
     worst = worst / size if size > 0.0 else worst
-    return (worst if not worst <= off else off), margin
+    return (worst if worst > off or np.isnan(worst) else off), margin
 
 
 @jit
@@ -158,7 +158,7 @@ def _solve(  # type: ignore[no-untyped-def]
             poor = poor or not Ui[i, i] * Ui[i, i] > 8 * n * 2.0**-52 * abs(Qi[i, i])
         bad = False
         for j in range(k):
-            bad = bad or not np.isfinite(Si[j, j]) or np.isnan(t[row, j])
+            bad = bad or not np.isfinite(Si[j, j]) or not t[row, j] > -np.inf
         for i in range(n):
             bad = bad or not np.isfinite(u[i])
         if poor or bad:
