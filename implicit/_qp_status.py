@@ -1,0 +1,3 @@
+"""How the solution of one QP ended."""
+
+SOLVED, INFEASIBLE, STOPPED, UNBOUNDED, INDEFINITE, NOT_UNIQUE, INACCURATE, NOT_FINITE = range(8)
