@@ -14,7 +14,7 @@ from .._opaque import batch_shape, opaque
 
 def _constraints(n: int, m: int) -> Any:
     """The matrix that takes P, flattened, to its row and column sums."""
-    from scipy import sparse  # noqa: PLC0415  - scipy is loaded at the first use
+    from scipy import sparse
 
     rows = sparse.kron(sparse.eye(n), np.ones((1, m)))
     columns = sparse.kron(np.ones((1, n)), sparse.eye(m))
@@ -23,7 +23,7 @@ def _constraints(n: int, m: int) -> Any:
 
 def _flow(theta: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
     """argmax <theta, P> over the transport polytope without the pairs where theta is -inf; None where that is empty."""
-    from scipy import optimize  # noqa: PLC0415
+    from scipy import optimize
 
     n, m = theta.shape
     allowed = np.isfinite(theta).ravel()
@@ -40,7 +40,7 @@ def _flow(theta: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
 
 def _matching(theta: np.ndarray) -> np.ndarray | None:
     """The permutation matrix that maximizes <theta, P>, ties as scipy breaks them."""
-    from scipy import optimize  # noqa: PLC0415
+    from scipy import optimize
 
     try:
         rows, columns = optimize.linear_sum_assignment(theta, maximize=True)

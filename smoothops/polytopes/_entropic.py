@@ -1,16 +1,16 @@
-"""Entropic transport as a function of z = theta/eps and the masses, with every derivative.
+"""Entropic transport as a function of theta, eps and the masses, with every derivative.
 
-P = a b E, E = exp(z - u - v), by ``_sinkhorn``. Derivatives of the solved v by chord steps of value 0 (to the tolerance)
-in plain torch,
+P = mass a b E, E = exp(theta/eps - u - v), a and b of sum 1. Derivatives of the solved v by chord steps of value 0 (to
+the tolerance) in plain torch,
 
-    v <- v - J^-1 (1 - c(v, z, a, b)),    J fixed at the solution: each step is exact to one more order,
+    v <- v - J^-1 (1 - c(v, theta, eps, a, b)),    J fixed at the solution: each step is exact to one more order,
 
-or, in eager mode and first order, by their closed form: for the cotangent V of P the adjoints (p, q) solve
+or, in eager mode and first order, by their closed form: for the cotangent V of P/mass the adjoints (p, q) solve
 
-    diag(a) p + P q = (P*V) 1,   P' p + diag(b) q = (P*V)' 1,   and   dz = P*(V - p - q),  da = p,  db = q.
+    diag(a) p + P q = (P*V) 1,   P' p + diag(b) q = (P*V)' 1;   dtheta = P*(V - p - q)/eps,  da = p,  db = q.
 
-The maximum <z, P> - sum P log P + (sum a log a + sum b log b)/2 is sum a u + sum b v - (sum a log a + sum b log b)/2,
-stationary in v: one step gives it three orders, and none the first (Danskin).
+The maximum is eps mass (sum a u + sum b v - (sum a log a + sum b log b)/2), stationary in v: one step gives it three
+orders of derivatives, and none the first (Danskin).
 """
 
 from __future__ import annotations
@@ -21,93 +21,107 @@ import torch
 from torch import Tensor
 
 from ..solvers import Sinkhorn
-from ._sinkhorn import Kernel, as_matrices, report, scaled, sinkhorn, solve
+from ._kernel import Kernel, scaled
+from ._sinkhorn import potentials, sinkhorn
 
 STEPS = 3
 
 
-def _potentials(z: Tensor, a: Tensor, b: Tensor, tol: float, solver: Sinkhorn) -> Tensor:
-    return sinkhorn(z.detach(), a.detach(), b.detach(), tol, solver.max_iter, solver.on_fail)
+def _exponents(x: Tensor, eps: Tensor) -> Tensor:
+    """theta/eps, in whose derivatives a forbidden pair has no part."""
+    allowed = x > -torch.inf
+    return torch.where(allowed, torch.where(allowed, x, 0) / eps, -torch.inf)
 
 
 def _differentiable(z: Tensor, a: Tensor, b: Tensor, v: Tensor, steps: int) -> Tensor:
-    kernel = Kernel(z.detach(), a.detach(), b.detach(), v.detach())
-    factor = kernel.factor()
+    zd, ad, bd, vd = (t.detach() for t in (z, a, b, v))
+    inverse = Kernel(scaled(zd, ad, bd, vd)[0], ad, bd).inverse()
     for _ in range(steps):
         e, _ = scaled(z, a, b, v)
-        v = v - kernel.solve(factor, 1 - a.mT @ e)
+        v = v - inverse(1 - a.mT @ e)
     return v
 
 
-def plain_plan(z: Tensor, a: Tensor, b: Tensor, v: Tensor) -> Tensor:
-    """P / sum a in plain torch, for the solved v."""
+def _plain_plan(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, v: Tensor) -> Tensor:
+    z = _exponents(x, eps)
     e, _ = scaled(z, a, b, _differentiable(z, a, b, v, STEPS))
-    return a * b * e
+    return mass * a * b * e
 
 
-def plain_value(z: Tensor, a: Tensor, b: Tensor, v: Tensor) -> Tensor:
-    """The maximum (..., 1, 1) in plain torch, for the solved v."""
+def _plain_value(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, v: Tensor) -> Tensor:
+    z = _exponents(x, eps)
     v = _differentiable(z, a, b, v, 1)
-    return _value(a, b, scaled(z, a, b, v)[1], v)
+    return eps * mass * _unit_value(a, b, scaled(z, a, b, v)[1], v)
 
 
-def _value(a: Tensor, b: Tensor, u: Tensor, v: Tensor) -> Tensor:
+def _unit_value(a: Tensor, b: Tensor, u: Tensor, v: Tensor) -> Tensor:
     rows = (a * u - torch.special.xlogy(a, a) / 2).sum((-2, -1), keepdim=True)
     return rows + (b * v - torch.special.xlogy(b, b) / 2).sum((-2, -1), keepdim=True)
 
 
+def _strength_slope(gradient: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+    """The part of a gradient in eps that comes through theta/eps."""
+    return -(gradient * torch.where(gradient == 0, 0, x)).sum((-2, -1), keepdim=True) / eps
+
+
 class _Plan(torch.autograd.Function):
-    """P with its first derivatives in closed form; further orders through ``plain_plan``."""
+    """P with its first derivatives in closed form; further orders through ``_plain_plan``."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, a: Tensor, b: Tensor, v: Tensor) -> Tensor:
-        ctx.save_for_backward(z, a, b, v)
-        e, _ = scaled(z, a, b, v)
-        return a * b * e
+    def forward(
+        ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, v: Tensor, e: Tensor
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(x, eps, a, b, mass, v, e)
+        return (e * b).mul_(mass * a)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (z, a, b, v), (g,) = ctx.saved_tensors, gradients
+        (x, eps, a, b, mass, _, e), (g,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():
-            return _again(plain_plan, ctx, g)
-        kernel = Kernel(z, a, b, v)
-        e = kernel.e
-        rows = (e * g * b).sum(-1, keepdim=True)
-        columns = (e * g * a).sum(-2, keepdim=True)
-        q = kernel.solve(kernel.factor(), columns - (a * rows).mT @ e)
+            return _again(_plain_plan, ctx, g)
+        share = e * b * a
+        weighted = share * g
+        # p and q before the division by the masses, which may be 0
+        rows, columns = (e * g * b).sum(-1, keepdim=True), (e * g * a).sum(-2, keepdim=True)
+        q = Kernel(e, a, b).inverse()(columns - (a * rows).mT @ e)
         p = rows - e @ (b * q).mT
-        return _shaped((a * b * e * (g - p - q), p, q), (z, a, b), ctx.needs_input_grad)
+        dx = (weighted - share * (p + q)) * (mass / eps)
+        return _shaped(ctx, dx, _strength_slope(dx, x, eps), mass * p, mass * q, weighted.sum((-2, -1), keepdim=True))
 
 
 class _Value(torch.autograd.Function):
-    """The maximum with its first derivatives (P, potentials), which cost nothing; others through ``plain_value``."""
+    """The maximum with its first derivatives (P, potentials), which cost nothing; others through ``_plain_value``."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, a: Tensor, b: Tensor, v: Tensor) -> Tensor:
-        ctx.save_for_backward(z, a, b, v)
-        return _value(a, b, scaled(z, a, b, v)[1], v)
+    def forward(
+        ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, v: Tensor, e: Tensor, u: Tensor
+    ) -> Tensor:  # fmt: skip
+        value = _unit_value(a, b, u, v)
+        ctx.save_for_backward(x, eps, a, b, mass, v, e, u, value)
+        return eps * mass * value
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (z, a, b, v), (g,) = ctx.saved_tensors, gradients
+        (x, eps, a, b, mass, v, e, u, value), (g,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():
-            return _again(plain_value, ctx, g)
-        e, u = scaled(z, a, b, v)
-        slopes = (a * b * e, u - (a.log() + 1) / 2, v - (b.log() + 1) / 2)
-        return _shaped([g * s for s in slopes], (z, a, b), ctx.needs_input_grad)
+            return _again(_plain_value, ctx, g)
+        dx = e * b * (a * mass * g)
+        slopes = (eps * mass * g * (w - (share.log() + 1) / 2) for w, share in ((u, a), (v, b)))
+        return _shaped(ctx, dx, _strength_slope(dx, x, eps) + mass * value * g, *slopes, eps * value * g)
 
 
-def _shaped(found: Any, given: Any, needs: Any) -> tuple[Tensor | None, ...]:
-    parts = (f.sum_to_size(x.shape) if n else None for f, x, n in zip(found, given, needs, strict=False))
-    return *parts, None
+def _shaped(ctx: Any, *found: Tensor) -> tuple[Tensor | None, ...]:
+    given, needs = ctx.saved_tensors, ctx.needs_input_grad
+    parts = [f.sum_to_size(x.shape) if n else None for f, x, n in zip(found, given, needs, strict=False)]
+    return *parts, *(None for _ in needs[len(parts) :])
 
 
 def _again(plain: Any, ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     """The same derivative through the plain path, which can be differentiated in turn."""
-    z, a, b, v = ctx.saved_tensors
-    wanted = [x for x, need in zip((z, a, b), ctx.needs_input_grad, strict=False) if need]
-    found = iter(torch.autograd.grad(plain(z, a, b, v), wanted, g, create_graph=True))
-    return *(next(found) if need else None for need in ctx.needs_input_grad[:3]), None
+    given, needs = ctx.saved_tensors[:6], ctx.needs_input_grad
+    wanted = [x for x, need in zip(given, needs, strict=False) if need]
+    found = iter(torch.autograd.grad(plain(*given), wanted, g, create_graph=True))
+    return tuple(next(found) if need else None for need in needs)
 
 
 def _transformed() -> bool:
@@ -117,13 +131,27 @@ def _transformed() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
-def plan(z: Tensor, a: Tensor, b: Tensor, tol: float, solver: Sinkhorn) -> Tensor:
-    """P / sum a (..., n, m): z (..., n, m) without +inf, a (..., n, 1) and b (..., 1, m) that sum to 1."""
-    v = _potentials(z, a, b, tol, solver)
-    return plain_plan(z, a, b, v) if _transformed() else _Plan.apply(z, a, b, v)
+def plan(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, tol: float, solver: Sinkhorn) -> Tensor:
+    """P (..., n, m): x (..., n, m) without +inf, eps and mass (..., 1, 1), a (..., n, 1) and b (..., 1, m)."""
+    if _transformed():
+        return _plain_plan(x, eps, a, b, mass, _opaque(x, eps, a, b, tol, solver))
+    found = _solved(x, eps, a, b, tol, solver)
+    return _Plan.apply(x, eps, a, b, mass, found.v, found.e)
 
 
-def value(z: Tensor, a: Tensor, b: Tensor, tol: float, solver: Sinkhorn) -> Tensor:
-    """The maximum / sum a, (..., 1, 1)."""
-    v = _potentials(z, a, b, tol, solver)
-    return plain_value(z, a, b, v) if _transformed() else _Value.apply(z, a, b, v)
+def value(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, tol: float, solver: Sinkhorn) -> Tensor:
+    """The maximum, (..., 1, 1)."""
+    if _transformed():
+        return _plain_value(x, eps, a, b, mass, _opaque(x, eps, a, b, tol, solver))
+    found = _solved(x, eps, a, b, tol, solver)
+    return _Value.apply(x, eps, a, b, mass, found.v, found.e, found.u)
+
+
+def _opaque(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, tol: float, solver: Sinkhorn) -> Tensor:
+    z = _exponents(x.detach(), eps.detach())
+    return sinkhorn(z, a.detach(), b.detach(), tol, solver.max_iter, solver.on_fail)
+
+
+def _solved(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, tol: float, solver: Sinkhorn) -> Any:
+    with torch.no_grad():
+        return potentials(x / eps, a, b, tol, solver.max_iter, solver.on_fail)

@@ -106,25 +106,34 @@ class Transport(Polytope):
             raise ValueError("Mixing counts the inputs of a vector, which a matrix is not; give a number or a tensor")
         return rows.parameter(reg.eps, "eps")
 
-    def _problem(self, rows: Rows, reg: Regularizer) -> tuple[Any, ...]:
-        eps = self.strength(rows, reg).unsqueeze(-1)
-        x = rows.x.unflatten(-1, rows.sizes)
-        if concrete(x) and bool((x == torch.inf).any()):
-            raise ValueError("theta holds +inf, which no plan can follow; forbid the other pairs with -inf")
-        allowed = x > -torch.inf
-        z = torch.where(allowed, torch.where(allowed, x, 0) / eps, -torch.inf)
+    def _given(self, x: Tensor, rows: Rows, reg: Regularizer) -> tuple[Any, ...]:
+        """What the solver takes: theta (..., n, m), eps, the marginals and the mass, its tolerance and options."""
         solver = reg.solver if reg.solver is not None else Sinkhorn()
         tol = solver.tol if solver.tol is not None else 1e-10 if rows.dtype == torch.float64 else 1e-7
-        a, b, mass = self._marginals(rows)
-        return eps, mass, (z, a, b, tol, solver)
+        return x, self.strength(rows, reg).unsqueeze(-1), *self._marginals(rows), tol, solver
+
+    def _finite(self, rows: Rows) -> bool:
+        """Whether nothing needs care; a look at the numbers, where they may be looked at."""
+        x = rows.given.detach()
+        if not concrete(x) or not x.numel():
+            return False
+        low, high = torch.aminmax(x)
+        if high == torch.inf:
+            raise ValueError("theta holds +inf, which no plan can follow; forbid the other pairs with -inf")
+        return not (bool(high.isnan()) or bool(low.isnan()))
+
+    def _fused(self, rows: Rows, reg: Regularizer) -> Tensor | None:
+        if not self._finite(rows):
+            return None
+        x = rows.given.to(rows.wide).unflatten(-1, rows.sizes)
+        return _entropic.plan(*self._given(x, rows, reg)).flatten(-2)
 
     def _soft(self, rows: Rows, reg: Regularizer) -> Tensor:
-        _, mass, given = self._problem(rows, reg)
-        return (mass * _entropic.plan(*given)).flatten(-2)
+        return _entropic.plan(*self._given(rows.x.unflatten(-1, rows.sizes), rows, reg)).flatten(-2)
 
     def _soft_max(self, rows: Rows, reg: Regularizer) -> Tensor:
-        eps, mass, given = self._problem(rows, reg)
-        return (eps * mass * _entropic.value(*given)).flatten(-2)
+        self._finite(rows)
+        return _entropic.value(*self._given(rows.x.unflatten(-1, rows.sizes), rows, reg)).flatten(-2)
 
     # --- what the set is ----------------------------------------------------------------------------------------------
 
@@ -146,7 +155,7 @@ class Transport(Polytope):
 
 @dataclass(frozen=True, eq=False, init=False)
 class Birkhoff(Transport):
-    """{P >= 0 : P 1 = 1, P' 1 = 1}: doubly stochastic matrices, whose vertices are the permutations. theta: (..., n, n).
+    """{P >= 0 : P 1 = 1, P' 1 = 1}: doubly stochastic matrices, with the permutations as vertices; theta (..., n, n).
 
     argmax is a soft matching, max its value; as :class:`Transport` with masses 1, where Omega is 0 at the vertices.
     Source: Adams, Zemel 2011, "Ranking via Sinkhorn propagation"; Mena et al. 2018, "Learning latent permutations".
