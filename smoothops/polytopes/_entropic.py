@@ -15,13 +15,14 @@ orders of derivatives, and none the first (Danskin).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..solvers import Sinkhorn
-from ._kernel import Kernel, scaled
+from ._kernel import Kernel, massive, scaled
 from ._sinkhorn import potentials, sinkhorn
 
 STEPS = 3
@@ -35,10 +36,11 @@ def _exponents(x: Tensor, eps: Tensor) -> Tensor:
 
 def _differentiable(z: Tensor, a: Tensor, b: Tensor, v: Tensor, steps: int) -> Tensor:
     zd, ad, bd, vd = (t.detach() for t in (z, a, b, v))
-    inverse = Kernel(scaled(zd, ad, bd, vd)[0], ad, bd).inverse()
+    e, _ = scaled(zd, ad, bd, vd)
+    kernel = Kernel(ad * e, (bd * e).mT.contiguous(), bd)
     for _ in range(steps):
         e, _ = scaled(z, a, b, v)
-        v = v - inverse(1 - a.mT @ e)
+        v = v - kernel.solve(1 - a.mT @ e)
     return v
 
 
@@ -69,24 +71,30 @@ class _Plan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, v: Tensor, e: Tensor
+        ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, v: Tensor, to_columns: Tensor,
+        to_rows: Tensor,
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(x, eps, a, b, mass, v, e)
-        return (e * b).mul_(mass * a)
+        share, ctx.massive = to_columns * (mass * b), massive(a, b)
+        ctx.save_for_backward(x, eps, a, b, mass, v, to_columns, to_rows, share)
+        return share
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (x, eps, a, b, mass, _, e), (g,) = ctx.saved_tensors, gradients
+        (x, eps, a, b, mass, _, to_columns, to_rows, share), (g,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():
             return _again(_plain_plan, ctx, g)
-        share = e * b * a
-        weighted = share * g
-        # p and q before the division by the masses, which may be 0
-        rows, columns = (e * g * b).sum(-1, keepdim=True), (e * g * a).sum(-2, keepdim=True)
-        q = Kernel(e, a, b).inverse()(columns - (a * rows).mT @ e)
-        p = rows - e @ (b * q).mT
-        dx = (weighted - share * (p + q)) * (mass / eps)
-        return _shaped(ctx, dx, _strength_slope(dx, x, eps), mass * p, mass * q, weighted.sum((-2, -1), keepdim=True))
+        if ctx.massive:
+            weighted = share * g
+            rows, columns = weighted.sum(-1, keepdim=True) / (mass * a), weighted.sum(-2, keepdim=True) / (mass * b)
+        else:
+            rows, columns = (to_rows.mT * g).sum(-1, keepdim=True), (to_columns * g).sum(-2, keepdim=True)
+        q = Kernel(to_columns, to_rows, b).solve(columns - rows.mT @ to_columns)
+        p = rows - (q @ to_rows).mT
+        dx = (g - p).sub_(q).mul_(share).div_(eps)
+        return _shaped(
+            ctx, lambda: dx, lambda: _strength_slope(dx, x, eps), lambda: mass * p, lambda: mass * q,
+            lambda: (share * g).sum((-2, -1), keepdim=True) / mass,
+        )  # fmt: skip
 
 
 class _Value(torch.autograd.Function):
@@ -94,25 +102,28 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, v: Tensor, e: Tensor, u: Tensor
+        ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, v: Tensor, to_columns: Tensor, u: Tensor
     ) -> Tensor:  # fmt: skip
         value = _unit_value(a, b, u, v)
-        ctx.save_for_backward(x, eps, a, b, mass, v, e, u, value)
+        ctx.save_for_backward(x, eps, a, b, mass, v, to_columns, u, value)
         return eps * mass * value
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (x, eps, a, b, mass, v, e, u, value), (g,) = ctx.saved_tensors, gradients
+        (x, eps, a, b, mass, v, to_columns, u, value), (g,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():
             return _again(_plain_value, ctx, g)
-        dx = e * b * (a * mass * g)
-        slopes = (eps * mass * g * (w - (share.log() + 1) / 2) for w, share in ((u, a), (v, b)))
-        return _shaped(ctx, dx, _strength_slope(dx, x, eps) + mass * value * g, *slopes, eps * value * g)
+        dx, scale = to_columns * (b * mass * g), eps * mass * g
+        return _shaped(
+            ctx, lambda: dx, lambda: _strength_slope(dx, x, eps) + mass * value * g,
+            lambda: scale * (u - (a.log() + 1) / 2), lambda: scale * (v - (b.log() + 1) / 2), lambda: eps * value * g,
+        )  # fmt: skip
 
 
-def _shaped(ctx: Any, *found: Tensor) -> tuple[Tensor | None, ...]:
+def _shaped(ctx: Any, *found: Callable[[], Tensor]) -> tuple[Tensor | None, ...]:
+    """The gradients that are asked for, in the shapes of the inputs."""
     given, needs = ctx.saved_tensors, ctx.needs_input_grad
-    parts = [f.sum_to_size(x.shape) if n else None for f, x, n in zip(found, given, needs, strict=False)]
+    parts = [f().sum_to_size(x.shape) if n else None for f, x, n in zip(found, given, needs, strict=False)]
     return *parts, *(None for _ in needs[len(parts) :])
 
 
@@ -136,7 +147,7 @@ def plan(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, tol: float,
     if _transformed():
         return _plain_plan(x, eps, a, b, mass, _opaque(x, eps, a, b, tol, solver))
     found = _solved(x, eps, a, b, tol, solver)
-    return _Plan.apply(x, eps, a, b, mass, found.v, found.e)
+    return _Plan.apply(x, eps, a, b, mass, found.v, found.to_columns, found.to_rows)
 
 
 def value(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, tol: float, solver: Sinkhorn) -> Tensor:
@@ -144,7 +155,7 @@ def value(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, tol: float
     if _transformed():
         return _plain_value(x, eps, a, b, mass, _opaque(x, eps, a, b, tol, solver))
     found = _solved(x, eps, a, b, tol, solver)
-    return _Value.apply(x, eps, a, b, mass, found.v, found.e, found.u)
+    return _Value.apply(x, eps, a, b, mass, found.v, found.to_columns, found.u)
 
 
 def _opaque(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, tol: float, solver: Sinkhorn) -> Tensor:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from .._opaque import batch_shape, opaque
 from ._assignment import feasible
-from ._kernel import Kernel, scaled
+from ._kernel import Kernel, massive, scaled
 
 SPAN = 50.0  # the range of z at which annealing starts: kernels within e^-50 need few sweeps
 ANNEAL = 5.0  # the factor from one temperature to the next
 COARSE = 1e-2  # the error at which the next temperature is entered
-SWEEPS = 10  # between two looks at the error
+SWEEPS = 5  # between two looks at the error
 NEAR = 0.5  # the error below which Newton steps are tried
 TRUST = 3.0  # the largest change of a potential in a Newton step
 DRIFT = 50.0  # the change of a potential from which on E is made anew: less loses none of its digits
@@ -29,11 +29,12 @@ UNRESOLVED = 1e-6  # rounding of the potentials above which their matrix would b
 
 
 class Solved(NamedTuple):
-    """u, v, E of each matrix, its error, the bound on it, and the number of sweeps."""
+    """The potentials and the kernel of each matrix, its error, the bound on that, and the number of sweeps."""
 
     u: Tensor
     v: Tensor
-    e: Tensor
+    to_columns: Tensor
+    to_rows: Tensor
     error: Tensor
     tol: Tensor
     sweeps: Tensor
@@ -43,30 +44,30 @@ def solve(z: Tensor, a: Tensor, b: Tensor, tol: float, max_iter: int) -> Solved:
     """For z (rows, n, m), and masses (rows, n, 1), (rows, 1, m) that sum to 1."""
     if not z.numel():
         none = z.new_zeros(len(z))
-        return Solved(torch.zeros_like(z[..., :1]), torch.zeros_like(z[:, :1]), z, none, none + tol, none)
+        return Solved(torch.zeros_like(z[..., :1]), torch.zeros_like(z[:, :1]), z, z.mT, none, none + tol, none)
     rows = _Rows(z, a, b, tol)
     while rows.live.numel() and rows.steps < max_iter:
         rows.sweep(min(SWEEPS, max_iter - rows.steps))
     rows.settle(torch.ones_like(rows.live, dtype=torch.bool))
     found: Solved = rows.found
-    if not bool((b > 0).all()):  # columns without mass have the potentials that make their means under a exact
+    if not massive(b):  # columns without mass have the potentials that make their means under a exact
         x = torch.where(a > 0, z - found.u + a.log(), -torch.inf).logsumexp(-2, keepdim=True)
         v = torch.where(b > 0, found.v, torch.where(x.isfinite(), x, 0))
         e, u = scaled(z, a, b, v)
-        found = found._replace(u=u, v=v, e=e)
+        found = found._replace(u=u, v=v, to_columns=a * e, to_rows=(b * e).mT.contiguous())
     return found
 
 
 class _Rows:
     """The matrices that have not converged yet, each at its own temperature ``sigma``.
 
-    E is exp(z/sigma - u - v) scaled by s and t, which are absorbed into the potentials when they grow.
+    The kernel is that of z/sigma, u and v; t is the scaling of its columns since it was made.
     """
 
     def __init__(self, z: Tensor, a: Tensor, b: Tensor, tol: float) -> None:
-        low, high = (f.flatten(1) for f in (z.flatten(1).amin(-1, True), z.flatten(1).amax(-1, True)))
-        self.massless = bool((a == 0).any()) or bool((b == 0).any())
-        if self.massless or not bool(low.isfinite().all()):
+        low, high = (end.flatten(1) for end in (z.flatten(1).amin(-1, True), z.flatten(1).amax(-1, True)))
+        self.massive = massive(a, b)
+        if not self.massive or not bool(low.isfinite().all()):
             counts = (z > -torch.inf) & (a > 0) & (b > 0)
             high = torch.where(counts, z, -torch.inf).flatten(1).amax(-1, True)
             low = torch.where(counts, z, torch.inf).flatten(1).amin(-1, True)
@@ -82,46 +83,45 @@ class _Rows:
         self.newton = torch.zeros_like(span)
         self.steps = 0
         self.found: Any = None  # a Solved, made when the first matrix is done
-        self._renew(None)
+        self._renew(None, self._kernel(None, self.v))
         nothing = (b == 0).all(-1).flatten()
         self.last[nothing] = 0
         self.settle((rounding >= UNRESOLVED) | nothing)
 
-    def _kernel(self, i: Any, v: Tensor) -> tuple[Tensor, Tensor]:
-        z = self.z if i is None else self.z[i]
-        sigma = self.sigma if i is None else self.sigma[i]
-        z = z if bool((sigma == 1).all()) else z / sigma.reshape(-1, 1, 1)
-        a, b = (self.a, self.b) if i is None else (self.a[i], self.b[i])
-        return scaled(z, a, b, v)
+    def _kernel(self, i: Tensor | None, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """to_columns, to_rows and u of the matrices ``i`` (None: all)."""
+        z, a, b, sigma = (x if i is None else x[i] for x in (self.z, self.a, self.b, self.sigma))
+        x = (z if bool((sigma == 1).all()) else z / sigma.reshape(-1, 1, 1)) - v
+        if not self.massive:
+            x = torch.where(b > 0, x, -torch.inf)
+        u = x.amax(-1, keepdim=True)
+        u = torch.where(u > -torch.inf, u, 0)
+        to_columns = x.sub_(u).exp_()
+        to_rows = to_columns.mT.contiguous()
+        mean = torch.bmm(b, to_rows)
+        mean = torch.where(mean > 0, mean, 1)  # a row where all is forbidden
+        return to_columns.mul_(a / mean.mT), to_rows.mul_(b.mT / mean), u + mean.mT.log()
 
-    def _renew(self, i: Tensor | None, e: Tensor | None = None, u: Tensor | None = None) -> None:
-        """Makes E of the matrices ``i`` (None: all) anew at their v, and s = t = 1."""
-        if e is None or u is None:
-            e, u = self._kernel(i, self.v if i is None else self.v[i])
+    def _renew(self, i: Tensor | None, kernel: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Takes a new kernel for the matrices ``i``, those at their v."""
         if i is None or len(i) == len(self.live):
-            self.e, self.u, self.t = e, u, torch.ones_like(self.v)
-            self.turned = e.mT.contiguous()  # a row times a contiguous matrix is the fastest product
+            self.to_columns, self.to_rows, self.u = kernel
+            self.t = torch.ones_like(self.v)
         else:
-            self.e[i], self.u[i], self.t[i], self.turned[i] = e, u, 1, e.mT
-
-    def _rows_scale(self) -> Tensor:
-        """s, such that the rows of s E t have mean 1."""
-        return 1 / torch.bmm(self.b * self.t, self.turned).clamp(min=torch.finfo(self.t.dtype).tiny)
+            self.to_columns[i], self.to_rows[i], self.u[i] = kernel
+            self.t[i] = 1
 
     def sweep(self, number: int) -> None:
-        a, b, t = self.a.mT, self.b, self.t
-        tiny = torch.finfo(t.dtype).tiny
-        columns = t
+        t, tiny = self.t, torch.finfo(self.t.dtype).tiny
         for _ in range(number):
-            s = 1 / torch.bmm(b * t, self.turned).clamp(min=tiny)
-            columns, before = torch.bmm(a * s, self.e), t
-            t = 1 / columns.clamp(min=tiny)
-            if self.massless:
-                t = torch.where(b > 0, t, 1)
+            before, columns = t, torch.bmm(torch.bmm(t, self.to_rows).clamp_(min=tiny).reciprocal_(), self.to_columns)
+            t = columns.clamp(min=tiny).reciprocal_()
+            if not self.massive:
+                t = torch.where(self.b > 0, t, 1)
         self.t = t
         self.steps += number
         # the error before the last step, which lowers it
-        self._judge((b * (1 - before * columns).abs()).sum((1, 2)), number)
+        self._judge((self.b * (1 - before * columns).abs()).sum((1, 2)), number)
 
     def _judge(self, error: Tensor, number: int) -> None:
         """Decides what comes next for each matrix: more sweeps, Newton steps, a lower temperature, or nothing."""
@@ -130,14 +130,14 @@ class _Rows:
         rate = (error / self.last).log() / number
         left = (target / error).log() / rate.clamp(max=-1e-9)
         self.last = error
-        patience = 10 + self.e.shape[-1] / 6  # sweeps that take as long as a Newton step
+        patience = 10 + self.z.shape[-1] / 6  # sweeps that take as long as a Newton step
         slow = (error >= target) & (error < NEAR) & (left > patience)
         far = self.t.log().abs().amax((1, 2)) > DRIFT
         reached = error < target
         if bool((slow | far).any()):
             i = (slow | far).nonzero().squeeze(-1)
             self.v[i] = self.v[i] - self.t[i].log()
-            self._renew(i)
+            self._renew(i, self._kernel(i, self.v[i]))
             i = slow.nonzero().squeeze(-1)
             for _ in range(3):
                 if not i.numel():
@@ -149,18 +149,18 @@ class _Rows:
 
     def _newton(self, i: Tensor, target: Tensor) -> Tensor:
         """A Newton step for the matrices ``i`` where it lowers the error; those for which another one makes sense."""
-        a, b = self.a[i], self.b[i]
-        kernel = Kernel(self.e[i], a, b)
-        step = kernel.inverse()(kernel.columns - 1)
+        b = self.b[i]
+        kernel = Kernel(self.to_columns[i], self.to_rows[i], b)
+        step = kernel.solve(kernel.columns - 1)
         step = torch.where((b > 0) & step.isfinite(), step, 0)
         v = self.v[i] + step * (TRUST / step.abs().amax(-1, keepdim=True)).clamp(max=1)
-        e, u = self._kernel(i, v)
-        error = Kernel(e, a, b).error
+        moved = self._kernel(i, v)
+        error = Kernel(*moved[:2], b).error
         better = error < self.last[i]
         self.newton[i] += 1
-        i, kept = i[better], better.nonzero().squeeze(-1)
-        self.v[i], self.last[i] = v[kept], error[kept]
-        self._renew(i, e[kept], u[kept])
+        i = i[better]
+        self.v[i], self.last[i] = v[better], error[better]
+        self._renew(i, (moved[0][better], moved[1][better], moved[2][better]))
         return i[self.last[i] >= target[i]]
 
     def _cool(self, i: Tensor) -> None:
@@ -169,27 +169,28 @@ class _Rows:
         sigma = (self.sigma[i] / ANNEAL).clamp(min=1)
         self.v[i] = (self.v[i] - self.t[i].log()) * (self.sigma[i] / sigma).reshape(-1, 1, 1)
         self.sigma[i], self.last[i] = sigma, torch.inf
-        self._renew(i)
+        self._renew(i, self._kernel(i, self.v[i]))
 
     def settle(self, which: Tensor) -> None:
         """Hands out the matrices in ``which`` and drops them."""
         if not bool(which.any()):
             return
-        s = 1 / torch.bmm(self.b * self.t, self.turned).clamp(min=torch.finfo(self.t.dtype).tiny).mT
-        parts = (self.u - s.log(), self.v - self.t.log())
-        sweeps = self.steps + self.newton
-        if bool(which.all()) and self.found is None:
-            self.found = Solved(*parts, self.e.mul_(self.t).mul_(s), self.last, self.tol, sweeps)
-            self.live = self.live[:0]
-            return
-        if self.found is None:
-            like = (*parts, self.e, self.last, self.tol, sweeps)
+        s = torch.bmm(self.t, self.to_rows).clamp_(min=torch.finfo(self.t.dtype).tiny).reciprocal_()
+        u, v, sweeps = self.u - s.mT.log(), self.v - self.t.log(), self.steps + self.newton
+        like = (u, v, self.to_columns, self.to_rows, self.last, self.tol, sweeps)
+        whole = self.found is None and bool(which.all())
+        given = like if whole else tuple(x[which] for x in like)
+        given[2].mul_(s.mT if whole else s[which].mT).mul_(self.t if whole else self.t[which])
+        given[3].mul_(s if whole else s[which]).mul_(self.t.mT if whole else self.t[which].mT)
+        if whole:
+            self.found = Solved(*given)
+        elif self.found is None:
             self.found = Solved(*(torch.empty_like(x) for x in like))
-        at, keep = self.live[which], ~which
-        given = (*(x[which] for x in parts), self.e[which] * self.t[which] * s[which], self.last[which])
-        for out, x in zip(self.found, (*given, self.tol[which], sweeps[which]), strict=True):
-            out[at] = x
-        for name in ("live", "z", "a", "b", "u", "v", "e", "turned", "t", "sigma", "tol", "last", "newton"):
+        if not whole:
+            for out, x in zip(self.found, given, strict=True):
+                out[self.live[which]] = x
+        keep = ~which
+        for name in ("live", "z", "a", "b", "u", "v", "to_columns", "to_rows", "t", "sigma", "tol", "last", "newton"):
             setattr(self, name, getattr(self, name)[keep])
 
 
