@@ -21,9 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..solvers import Sinkhorn
 from ._kernel import Kernel, massive, scaled
-from ._sinkhorn import potentials, sinkhorn
+from ._sinkhorn import Options, as_matrices, blocks, sinkhorn
 
 STEPS = 3
 
@@ -70,68 +69,79 @@ class _Plan(torch.autograd.Function):
     """P with its first derivatives in closed form; further orders through ``_plain_plan``."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, v: Tensor, to_columns: Tensor,
-        to_rows: Tensor,
-    ) -> Tensor:  # fmt: skip
-        share, ctx.massive = to_columns * (mass * b), massive(a, b)
-        ctx.save_for_backward(x, eps, a, b, mass, v, to_columns, to_rows, share)
-        return share
+    def forward(ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
+        found = blocks([x, eps, a, b], options)
+        weights, size = mass * b, len(found[0].v)
+        y = torch.cat([f.to_columns * w for f, w in zip(found, weights.split(size), strict=True)])
+        ctx.massive, ctx.size = massive(a, b), size
+        ctx.save_for_backward(x, eps, a, b, mass, y, *(t for f in found for t in (f.v, f.to_columns, f.to_rows)))
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (x, eps, a, b, mass, _, to_columns, to_rows, share), (g,) = ctx.saved_tensors, gradients
+        (x, eps, a, b, mass, y, *kernels), (g,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():
-            return _again(_plain_plan, ctx, g)
-        if ctx.massive:
-            weighted = share * g
-            rows, columns = weighted.sum(-1, keepdim=True) / (mass * a), weighted.sum(-2, keepdim=True) / (mass * b)
-        else:
-            rows, columns = (to_rows.mT * g).sum(-1, keepdim=True), (to_columns * g).sum(-2, keepdim=True)
-        q = Kernel(to_columns, to_rows, b).solve(columns - rows.mT @ to_columns)
-        p = rows - (q @ to_rows).mT
-        dx = (g - p).sub_(q).mul_(share).div_(eps)
-        return _shaped(
+            return _again(_plain_plan, ctx, g, torch.cat(kernels[::3]))
+        parts: Any = zip(
+            *(t.split(ctx.size) for t in (y, g, eps, a, b, mass)), kernels[1::3], kernels[2::3], strict=True
+        )
+        found = zip(*(_adjoint(*part, positive=ctx.massive) for part in parts), strict=True)
+        dx, p, q = (torch.cat(t) if len(t) > 1 else t[0] for t in found)
+        return _wanted(
             ctx, lambda: dx, lambda: _strength_slope(dx, x, eps), lambda: mass * p, lambda: mass * q,
-            lambda: (share * g).sum((-2, -1), keepdim=True) / mass,
+            lambda: (y * g).sum((-2, -1), keepdim=True) / mass,
         )  # fmt: skip
+
+
+def _adjoint(
+    y: Tensor, g: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, to_columns: Tensor, to_rows: Tensor,
+    *, positive: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dtheta, p and q for the cotangent g of P = y."""
+    if positive:
+        weighted = y * g
+        rows, columns = weighted.sum(-1, keepdim=True) / (mass * a), weighted.sum(-2, keepdim=True) / (mass * b)
+    else:
+        rows, columns = (to_rows.mT * g).sum(-1, keepdim=True), (to_columns * g).sum(-2, keepdim=True)
+    q = Kernel(to_columns, to_rows, b).solve(columns - rows.mT @ to_columns)
+    p = rows - (q @ to_rows).mT
+    return (g - p).sub_(q).mul_(y).div_(eps), p, q
 
 
 class _Value(torch.autograd.Function):
     """The maximum with its first derivatives (P, potentials), which cost nothing; others through ``_plain_value``."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, v: Tensor, to_columns: Tensor, u: Tensor
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
+        found = blocks([x, eps, a, b], options)
+        u, v, to_columns = (torch.cat([getattr(f, name) for f in found]) for name in ("u", "v", "to_columns"))
         value = _unit_value(a, b, u, v)
-        ctx.save_for_backward(x, eps, a, b, mass, v, to_columns, u, value)
+        ctx.save_for_backward(x, eps, a, b, mass, u, v, to_columns, value)
         return eps * mass * value
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (x, eps, a, b, mass, v, to_columns, u, value), (g,) = ctx.saved_tensors, gradients
+        (x, eps, a, b, mass, u, v, to_columns, value), (g,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():
-            return _again(_plain_value, ctx, g)
+            return _again(_plain_value, ctx, g, v)
         dx, scale = to_columns * (b * mass * g), eps * mass * g
-        return _shaped(
+        return _wanted(
             ctx, lambda: dx, lambda: _strength_slope(dx, x, eps) + mass * value * g,
             lambda: scale * (u - (a.log() + 1) / 2), lambda: scale * (v - (b.log() + 1) / 2), lambda: eps * value * g,
         )  # fmt: skip
 
 
-def _shaped(ctx: Any, *found: Callable[[], Tensor]) -> tuple[Tensor | None, ...]:
-    """The gradients that are asked for, in the shapes of the inputs."""
-    given, needs = ctx.saved_tensors, ctx.needs_input_grad
-    parts = [f().sum_to_size(x.shape) if n else None for f, x, n in zip(found, given, needs, strict=False)]
-    return *parts, *(None for _ in needs[len(parts) :])
+def _wanted(ctx: Any, *found: Callable[[], Tensor]) -> tuple[Tensor | None, ...]:
+    """The gradients that are asked for."""
+    needs = ctx.needs_input_grad
+    return *(f() if need else None for f, need in zip(found, needs, strict=False)), None
 
 
-def _again(plain: Any, ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+def _again(plain: Any, ctx: Any, g: Tensor, v: Tensor) -> tuple[Tensor | None, ...]:
     """The same derivative through the plain path, which can be differentiated in turn."""
-    given, needs = ctx.saved_tensors[:6], ctx.needs_input_grad
+    given, needs = ctx.saved_tensors[:5], ctx.needs_input_grad
     wanted = [x for x, need in zip(given, needs, strict=False) if need]
-    found = iter(torch.autograd.grad(plain(*given), wanted, g, create_graph=True))
+    found = iter(torch.autograd.grad(plain(*given, v), wanted, g, create_graph=True))
     return tuple(next(found) if need else None for need in needs)
 
 
@@ -142,27 +152,22 @@ def _transformed() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
-def plan(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, tol: float, solver: Sinkhorn) -> Tensor:
+def plan(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
     """P (..., n, m): x (..., n, m) without +inf, eps and mass (..., 1, 1), a (..., n, 1) and b (..., 1, m)."""
     if _transformed():
-        return _plain_plan(x, eps, a, b, mass, _opaque(x, eps, a, b, tol, solver))
-    found = _solved(x, eps, a, b, tol, solver)
-    return _Plan.apply(x, eps, a, b, mass, found.v, found.to_columns, found.to_rows)
+        return _plain_plan(x, eps, a, b, mass, _opaque(x, eps, a, b, options))
+    batch, given = as_matrices(x, eps, a, b, mass)
+    return _Plan.apply(*given, options).reshape(batch + x.shape[-2:])
 
 
-def value(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, tol: float, solver: Sinkhorn) -> Tensor:
+def value(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
     """The maximum, (..., 1, 1)."""
     if _transformed():
-        return _plain_value(x, eps, a, b, mass, _opaque(x, eps, a, b, tol, solver))
-    found = _solved(x, eps, a, b, tol, solver)
-    return _Value.apply(x, eps, a, b, mass, found.v, found.to_columns, found.u)
+        return _plain_value(x, eps, a, b, mass, _opaque(x, eps, a, b, options))
+    batch, given = as_matrices(x, eps, a, b, mass)
+    return _Value.apply(*given, options).reshape(*batch, 1, 1)
 
 
-def _opaque(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, tol: float, solver: Sinkhorn) -> Tensor:
-    z = _exponents(x.detach(), eps.detach())
-    return sinkhorn(z, a.detach(), b.detach(), tol, solver.max_iter, solver.on_fail)
-
-
-def _solved(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, tol: float, solver: Sinkhorn) -> Any:
-    with torch.no_grad():
-        return potentials(x / eps, a, b, tol, solver.max_iter, solver.on_fail)
+def _opaque(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, options: Options) -> Tensor:
+    given = (t.detach() for t in (x, eps, a, b))
+    return sinkhorn(*given, *options)

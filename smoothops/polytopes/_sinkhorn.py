@@ -25,7 +25,11 @@ SWEEPS = 5  # between two looks at the error
 NEAR = 0.5  # the error below which Newton steps are tried
 TRUST = 3.0  # the largest change of a potential in a Newton step
 DRIFT = 50.0  # the change of a potential from which on E is made anew: less loses none of its digits
+BLOCK = 2**18  # entries of the matrices that are swept together: two such kernels stay in the cache
 UNRESOLVED = 1e-6  # rounding of the potentials above which their matrix would be meaningless
+
+
+Options = tuple[float, int, str, bool]  # tol, max_iter, on_fail, anneal
 
 
 class Solved(NamedTuple):
@@ -40,12 +44,12 @@ class Solved(NamedTuple):
     sweeps: Tensor
 
 
-def solve(z: Tensor, a: Tensor, b: Tensor, tol: float, max_iter: int) -> Solved:
-    """For z (rows, n, m), and masses (rows, n, 1), (rows, 1, m) that sum to 1."""
+def solve(z: Tensor, a: Tensor, b: Tensor, tol: float, max_iter: int, anneal: bool) -> Solved:
+    """For z (rows, n, m), and masses (rows, n, 1), (rows, 1, m) that sum to 1; from a large eps on if ``anneal``."""
     if not z.numel():
         none = z.new_zeros(len(z))
         return Solved(torch.zeros_like(z[..., :1]), torch.zeros_like(z[:, :1]), z, z.mT, none, none + tol, none)
-    rows = _Rows(z, a, b, tol)
+    rows = _Rows(z, a, b, tol, anneal)
     while rows.live.numel() and rows.steps < max_iter:
         rows.sweep(min(SWEEPS, max_iter - rows.steps))
     rows.settle(torch.ones_like(rows.live, dtype=torch.bool))
@@ -64,7 +68,7 @@ class _Rows:
     The kernel is that of z/sigma, u and v; t is the scaling of its columns since it was made.
     """
 
-    def __init__(self, z: Tensor, a: Tensor, b: Tensor, tol: float) -> None:
+    def __init__(self, z: Tensor, a: Tensor, b: Tensor, tol: float, anneal: bool) -> None:
         low, high = (end.flatten(1) for end in (z.flatten(1).amin(-1, True), z.flatten(1).amax(-1, True)))
         self.massive = massive(a, b)
         if not self.massive or not bool(low.isfinite().all()):
@@ -73,6 +77,8 @@ class _Rows:
             low = torch.where(counts, z, torch.inf).flatten(1).amin(-1, True)
             high, low = (torch.where(end.isfinite(), end, 0) for end in (high, low))
         span = (high - low).squeeze(-1)
+        if not anneal:  # the pairs that matter lie close to 0
+            span = span.clamp(max=SPAN)
         rounding = torch.finfo(z.dtype).eps * (1 + span)
         self.tol = (8 * rounding).clamp(min=tol)
         self.live = torch.arange(len(z), device=z.device)
@@ -200,41 +206,50 @@ def as_matrices(*tensors: Tensor) -> tuple[torch.Size, list[Tensor]]:
     return batch, [t.expand(*batch, *t.shape[-2:]).reshape(batch.numel(), *t.shape[-2:]) for t in tensors]
 
 
-def _fake(z: Tensor, a: Tensor, b: Tensor, *_: Any) -> Tensor:
-    return z.new_empty(*batch_shape(*(t.flatten(-2) for t in (z, a, b))), 1, z.shape[-1])
+def _fake(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(*batch_shape(*(t.flatten(-2) for t in (x, eps, a, b))), 1, x.shape[-1])
 
 
-@opaque("sinkhorn(Tensor z, Tensor a, Tensor b, float tol, int max_iter, str on_fail) -> Tensor", _fake)
-def sinkhorn(z: Tensor, a: Tensor, b: Tensor, tol: float, max_iter: int, on_fail: str) -> Tensor:
+@opaque(
+    "sinkhorn(Tensor x, Tensor eps, Tensor a, Tensor b, float tol, int max_iter, str on_fail, bool anneal) -> Tensor",
+    _fake,
+)
+def sinkhorn(
+    x: Tensor, eps: Tensor, a: Tensor, b: Tensor, tol: float, max_iter: int, on_fail: str, anneal: bool
+) -> Tensor:
     """v (..., 1, m), as an operator that torch.compile and vmap carry."""
-    return potentials(z, a, b, tol, max_iter, on_fail).v
+    batch, given = as_matrices(x, eps, a, b)
+    v = torch.cat([found.v for found in blocks(given, (tol, max_iter, on_fail, anneal))])
+    return v.reshape(*batch, 1, x.shape[-1])
 
 
-def potentials(z: Tensor, a: Tensor, b: Tensor, tol: float, max_iter: int, on_fail: str) -> Solved:
-    """The solution for matrices (..., n, m); raises or warns where one has not converged."""
-    batch, (z, a, b) = as_matrices(z, a, b)
-    found = solve(z, a, b, tol, max_iter)
-    report(found, z, a, b, on_fail)
-    return Solved(*(x.reshape(batch + x.shape[1:]) for x in found))
+def blocks(given: list[Tensor], options: Options) -> list[Solved]:
+    """The solutions for theta, eps, a and b (rows, ...), in as many parts as the cache of a CPU asks for."""
+    x, eps, a, b = given
+    tol, max_iter, on_fail, anneal = options
+    size = max(1, BLOCK // max(1, x.shape[-2:].numel())) if x.device.type == "cpu" else max(1, len(x))
+    parts = [slice(i, i + size) for i in range(0, max(1, len(x)), size)]
+    found = [solve(x[i] / eps[i], a[i], b[i], tol, max_iter, anneal) for i in parts]
+    if on_fail != "ignore":
+        error, bound, sweeps = (torch.cat([getattr(f, name) for f in found]) for name in ("error", "tol", "sweeps"))
+        failed = ~(error < bound)
+        if bool(failed.any()):
+            i = int(failed.nonzero()[0])
+            message = f"{int(failed.sum())} of {len(failed)} matrices, the first at index {i} of the flattened batch, "
+            message += _cause(x[i] > -torch.inf, a[i, :, 0], b[i, 0], error[i].item(), bound[i].item(), int(sweeps[i]))
+            if on_fail == "raise":
+                raise ValueError(message)
+            warnings.warn(message, stacklevel=2)
+    return found
 
 
-def report(found: Solved, z: Tensor, a: Tensor, b: Tensor, on_fail: str) -> None:
-    """Raises or warns where a matrix has not converged."""
-    failed = ~(found.error < found.tol)
-    if on_fail == "ignore" or not bool(failed.any()):
-        return
-    i = int(failed.nonzero()[0])
-    where = f"{int(failed.sum())} of {failed.numel()} matrices (the first at index {i} of the flattened batch)"
-    if not feasible(z[i].isneginf().logical_not(), a[i, :, 0], b[i, 0]):
-        message = f"{where} forbid too much: theta = -inf leaves no P >= 0 with the marginals a and b"
-    elif found.error[i].isinf():
-        message = f"{where} have a range of theta/eps beyond what float64 resolves; use a larger eps, or so.Hard()"
-    else:
-        message = (
-            f"Sinkhorn has not converged for {where}: marginal error {found.error[i].item():.1e} after "
-            f"{int(found.sweeps[i])} sweeps, wanted {found.tol[i].item():.1e}; use a larger eps, "
-            "Sinkhorn(tol=..., max_iter=...), or on_fail='warn'"
-        )
-    if on_fail == "raise":
-        raise ValueError(message)
-    warnings.warn(message, stacklevel=2)
+def _cause(allowed: Tensor, a: Tensor, b: Tensor, error: float, bound: float, sweeps: int) -> str:
+    """Why a matrix has not converged, and what to do."""
+    if not feasible(allowed, a, b):
+        return "forbid too much: theta = -inf leaves no P >= 0 with the marginals a and b"
+    if error == float("inf"):
+        return "span a range of theta/eps beyond what float64 resolves; use a larger eps, or so.Hard()"
+    return (
+        f"have not converged: marginal error {error:.1e} after {sweeps} sweeps, wanted {bound:.1e}; use a larger eps, "
+        "Sinkhorn(tol=..., max_iter=...), or on_fail='warn'"
+    )

@@ -47,6 +47,7 @@ class Transport(Polytope):
     default: ClassVar[type[Regularizer]] = Entropy
     default_eps: ClassVar[Any] = 0.1
     event_dims = (-2, -1)
+    anneal: ClassVar[bool] = True  # whether theta may be anything: start from a large eps
 
     def __post_init__(self) -> None:
         for name, mass in (("a", check_tensor(self.a, "a")), ("b", check_tensor(self.b, "b"))):
@@ -107,10 +108,15 @@ class Transport(Polytope):
         return rows.parameter(reg.eps, "eps")
 
     def _given(self, x: Tensor, rows: Rows, reg: Regularizer) -> tuple[Any, ...]:
-        """What the solver takes: theta (..., n, m), eps, the marginals and the mass, its tolerance and options."""
+        """What the solver takes: theta (..., n, m), eps, the marginals and the mass, and options."""
         solver = reg.solver if reg.solver is not None else Sinkhorn()
         tol = solver.tol if solver.tol is not None else 1e-10 if rows.dtype == torch.float64 else 1e-7
-        return x, self.strength(rows, reg).unsqueeze(-1), *self._marginals(rows), tol, solver
+        return (
+            x,
+            self.strength(rows, reg).unsqueeze(-1),
+            *self._marginals(rows),
+            (tol, solver.max_iter, solver.on_fail, self.anneal),
+        )
 
     def _finite(self, rows: Rows) -> bool:
         """Whether nothing needs care; a look at the numbers, where they may be looked at."""
