@@ -230,17 +230,22 @@ def blocks(given: list[Tensor], options: Options) -> list[Solved]:
     size = max(1, BLOCK // max(1, x.shape[-2:].numel())) if x.device.type == "cpu" else max(1, len(x))
     parts = [slice(i, i + size) for i in range(0, max(1, len(x)), size)]
     found = [solve(x[i] / eps[i], a[i], b[i], tol, max_iter, anneal) for i in parts]
-    if on_fail != "ignore":
-        error, bound, sweeps = (torch.cat([getattr(f, name) for f in found]) for name in ("error", "tol", "sweeps"))
-        failed = ~(error < bound)
-        if bool(failed.any()):
-            i = int(failed.nonzero()[0])
-            message = f"{int(failed.sum())} of {len(failed)} matrices, the first at index {i} of the flattened batch, "
-            message += _cause(x[i] > -torch.inf, a[i, :, 0], b[i, 0], error[i].item(), bound[i].item(), int(sweeps[i]))
-            if on_fail == "raise":
-                raise ValueError(message)
-            warnings.warn(message, stacklevel=2)
+    error, bound, sweeps = (torch.cat([getattr(f, name) for f in found]) for name in ("error", "tol", "sweeps"))
+    fail(error, bound, sweeps, x, a, b, on_fail)
     return found
+
+
+def fail(error: Tensor, bound: Tensor, sweeps: Tensor, x: Tensor, a: Tensor, b: Tensor, on_fail: str) -> None:
+    """Raises or warns where the error of a matrix is not below its bound."""
+    failed = ~(error < bound)
+    if on_fail == "ignore" or not bool(failed.any()):
+        return
+    i = int(failed.nonzero()[0])
+    message = f"{int(failed.sum())} of {len(failed)} matrices, the first at index {i} of the flattened batch, "
+    message += _cause(x[i] > -torch.inf, a[i, :, 0], b[i, 0], error[i].item(), bound[i].item(), int(sweeps[i]))
+    if on_fail == "raise":
+        raise ValueError(message)
+    warnings.warn(message, stacklevel=2)
 
 
 def _cause(allowed: Tensor, a: Tensor, b: Tensor, error: float, bound: float, sweeps: int) -> str:
@@ -250,6 +255,6 @@ def _cause(allowed: Tensor, a: Tensor, b: Tensor, error: float, bound: float, sw
     if error == float("inf"):
         return "span a range of theta/eps beyond what float64 resolves; use a larger eps, or so.Hard()"
     return (
-        f"have not converged: marginal error {error:.1e} after {sweeps} sweeps, wanted {bound:.1e}; use a larger eps, "
-        "Sinkhorn(tol=..., max_iter=...), or on_fail='warn'"
+        f"have not converged: marginal error {error:.1e} after {sweeps} steps, wanted {bound:.1e}; use a larger eps, "
+        "or Sinkhorn(tol=..., max_iter=..., on_fail=...) as solver of Entropy"
     )

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from .._axes import Rows, check_tensor, concrete, wide_dtype
 from .._regularizer import Mixing, Regularizer
-from ..regularizers import Entropy
+from ..regularizers import Entropy, Quadratic
 from ..solvers import Sinkhorn
-from . import _entropic
 from ._assignment import all_vertices, vertex
+from ._entropic import plan, value
+from ._semidual import Sparse
 from .base import Polytope
 
 MISMATCH = 1e-5  # sums of the two marginals this close are the same number, rounded
@@ -111,12 +112,12 @@ class Transport(Polytope):
         """What the solver takes: theta (..., n, m), eps, the marginals and the mass, and options."""
         solver = reg.solver if reg.solver is not None else Sinkhorn()
         tol = solver.tol if solver.tol is not None else 1e-10 if rows.dtype == torch.float64 else 1e-7
-        return (
-            x,
-            self.strength(rows, reg).unsqueeze(-1),
-            *self._marginals(rows),
-            (tol, solver.max_iter, solver.on_fail, self.anneal),
-        )
+        options = (tol, solver.max_iter, solver.on_fail, self.anneal)
+        a, b, mass = self._marginals(rows)
+        eps = self.strength(rows, reg).unsqueeze(-1)
+        if isinstance(reg, Quadratic):  # |P|^2 does not scale as P
+            return x, eps, mass * a, mass * b, options
+        return x, eps, a, b, mass, options
 
     def _finite(self, rows: Rows) -> bool:
         """Whether nothing needs care; a look at the numbers, where they may be looked at."""
@@ -131,15 +132,19 @@ class Transport(Polytope):
     def _fused(self, rows: Rows, reg: Regularizer) -> Tensor | None:
         if not self._finite(rows):
             return None
-        x = rows.given.to(rows.wide).unflatten(-1, rows.sizes)
-        return _entropic.plan(*self._given(x, rows, reg)).flatten(-2)
+        return self._plan(rows.given.to(rows.wide), rows, reg)
 
     def _soft(self, rows: Rows, reg: Regularizer) -> Tensor:
-        return _entropic.plan(*self._given(rows.x.unflatten(-1, rows.sizes), rows, reg)).flatten(-2)
+        return self._plan(rows.x, rows, reg)
+
+    def _plan(self, x: Tensor, rows: Rows, reg: Regularizer) -> Tensor:
+        given = self._given(x.unflatten(-1, rows.sizes), rows, reg)
+        return (Sparse(*given).plan if isinstance(reg, Quadratic) else plan(*given)).flatten(-2)
 
     def _soft_max(self, rows: Rows, reg: Regularizer) -> Tensor:
         self._finite(rows)
-        return _entropic.value(*self._given(rows.x.unflatten(-1, rows.sizes), rows, reg)).flatten(-2)
+        given = self._given(rows.x.unflatten(-1, rows.sizes), rows, reg)
+        return (Sparse(*given).value() if isinstance(reg, Quadratic) else value(*given)).flatten(-2)
 
     # --- what the set is ----------------------------------------------------------------------------------------------
 
