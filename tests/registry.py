@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from oracles import hard_mask, hard_one, hard_part, hard_rank, importance, present, repeated, spread
+from registry_matrices import MATRICES
 from registry_more import MORE
 from registry_parts import (
     ABSENT,
@@ -155,6 +156,7 @@ OPERATORS = [
     Operator("OrderPolytope.argmax", on_last(cone), CONE_POINT, CONE, equation=of(cone)),
     Operator("OrderPolytope.max", on_last_max(falling), CONE_MAXIMUM, CONE, equation=of(falling), maximum=1),
     *MORE,
+    *MATRICES,
 ]
 # fmt: on
 

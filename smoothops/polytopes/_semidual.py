@@ -168,7 +168,7 @@ def semidual(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, on_fail: str, anneal:
     # columns without mass: the least potential that leaves them empty
     edge = torch.where((a > 0) | (b > 0), z - u, -torch.inf).amax(-2, keepdim=True)
     v = torch.where(b > 0, v, torch.where(edge.isfinite(), edge, 0))
-    label = _components(z - u - v > 0)
+    label = _components((z - u - v > 0) & (a > 0) & (b > 0))
     return u.reshape(*batch, -1, 1), v.reshape(*batch, 1, -1), label.reshape(*batch, 1, -1)
 
 
