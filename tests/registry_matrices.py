@@ -1,7 +1,8 @@
-"""Lines of the registry: transport polytopes, and orders over Birkhoff's; a matrix is reduced to a row by fixed weights."""
+"""Lines of the registry: transport polytopes, and orders over Birkhoff's; a matrix is reduced to a row."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -15,9 +16,9 @@ import smoothops as so
 ROW = Kind(None, None, 0, symmetric_ties=False)
 VALUE = Kind(None, None, 1, symmetric_ties=False)
 SORTED = Kind("invariant", 1.0, 1, symmetric_ties=False)
-FIXED = {**LAW, "scale": "the costs have a part that x does not scale", "bounded": "a product of two rows"}
+FAR = {"extreme": "theta/eps beyond what float64 resolves raises; see test_transport_edges"}
+FIXED = {**LAW, **FAR, "scale": "the costs have a part that x does not scale", "bounded": "a product of two rows"}
 STEEP = {"bounded": "theta is a product with the positions"}
-FAR = {"extreme": "theta/eps beyond what float64 resolves raises; see test_transport_errors"}
 
 
 def costs(x: Tensor) -> Tensor:
@@ -39,11 +40,20 @@ def birkhoff(n: int) -> so.Polytope:
     return so.Birkhoff()
 
 
+def floating(x: Tensor) -> Tensor:
+    return x if x.is_floating_point() or x.is_complex() else x.to(torch.get_default_dtype())
+
+
+def of_matrices(s: so.Smoothing) -> so.Smoothing:
+    """A strength for each row is one for each matrix."""
+    eps = getattr(s, "eps", None)
+    return dataclasses.replace(s, eps=eps.unsqueeze(-1)) if isinstance(eps, Tensor) and eps.ndim else s
+
+
 def reduced(polytope: Callable[[int], so.Polytope]) -> Callable[..., Tensor]:
     def call(x: Tensor, s: so.Smoothing, d: int) -> Tensor:
-        x = x.movedim(d, -1)
-        x = x if x.is_floating_point() or x.is_complex() else x.to(torch.get_default_dtype())
-        p = polytope(x.shape[-1]).argmax(costs(x), s)
+        x = floating(x.movedim(d, -1))
+        p = polytope(x.shape[-1]).argmax(costs(x), of_matrices(s))
         return (p * spread(x.shape[-1]).to(p)).sum(-1).movedim(-1, d)
 
     return call
@@ -51,15 +61,10 @@ def reduced(polytope: Callable[[int], so.Polytope]) -> Callable[..., Tensor]:
 
 def maximum(polytope: Callable[[int], so.Polytope]) -> Callable[..., Tensor]:
     def call(x: Tensor, s: so.Smoothing, d: int) -> Tensor:
-        x = x.movedim(d, -1)
-        x = x if x.is_floating_point() or x.is_complex() else x.to(torch.get_default_dtype())
-        return polytope(x.shape[-1]).max(costs(x), _moved(s)).unsqueeze(d)
+        x = floating(x.movedim(d, -1))
+        return polytope(x.shape[-1]).max(costs(x), of_matrices(s)).unsqueeze(d)
 
     return call
-
-
-def _moved(s: so.Smoothing) -> so.Smoothing:
-    return s
 
 
 BOTH = ("sinkhorn", "quadratic")

@@ -70,7 +70,7 @@ FAMILIES = {
 }
 
 # smoothings of matrices and sorts only
-EXACTLY = so.Sinkhorn(tol=1e-13)
+EXACTLY = so.Sinkhorn(tol=1e-15)
 RELAXED = {
     "sinkhorn": Family(partial(so.Entropy, solver=EXACTLY)),
     "softsort": Family(so.SoftSort),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .._axes import concrete
 
@@ -42,6 +43,42 @@ def scaled(z: Tensor, a: Tensor, b: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return e / mean, top + mean.log()
 
 
+# torch's products and triangular solves of odd sizes round as a matrix happens to lie in memory, so that the matrices
+# of a batch would depend on each other: what is solved here is padded to an even size
+
+
+def _padding(n: int) -> int:
+    return n % 2
+
+
+def even(t: Tensor, value: float = 0.0, *, rows: bool = True, columns: bool = True) -> Tensor:
+    """t (..., n, m) with a row and a column of ``value`` more where their number is odd."""
+    more = (_padding(t.shape[-1]) if columns else 0, _padding(t.shape[-2]) if rows else 0)
+    return pad(t, (0, more[0], 0, more[1]), value=value) if any(more) else t
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """x @ y for x (..., m, n) and y (..., n, m)."""
+    m = x.shape[-2]
+    return (even(x) @ even(y))[..., :m, :m]
+
+
+def factor(s: Tensor) -> Tensor:
+    """The Cholesky factor of s (..., m, m), for :func:`factor_solve`."""
+    more = _padding(s.shape[-1])
+    if more:
+        end = pad(torch.ones(more, dtype=s.dtype, device=s.device), (s.shape[-1], 0))
+        s = pad(s, (0, more, 0, more)) + torch.diag_embed(end)
+    return torch.linalg.cholesky_ex(s).L
+
+
+def factor_solve(factor: Tensor, r: Tensor) -> Tensor:
+    """(L L')^-1 r for r (..., m, 1)."""
+    m = r.shape[-2]
+    r = pad(r, (0, 0, 0, factor.shape[-1] - m)) if factor.shape[-1] > m else r
+    return torch.cholesky_solve(r, factor)[..., :m, :]
+
+
 class Kernel:
     """E with the masses b (..., 1, m), all detached: to_columns (..., n, m), to_rows (..., m, n)."""
 
@@ -64,7 +101,7 @@ class Kernel:
                     return x
             self._factored = self._factor()
         root = self.b.sqrt()
-        w = torch.cholesky_solve((root * r).mT, self._factored).mT
+        w = factor_solve(self._factored, (root * r).mT).mT
         w = torch.where(root > 0, w / torch.where(root > 0, root, 1), 0)
         # one step of J x = r more: entries of mass 0 follow from the others
         return (r + (w @ self.to_rows) @ self.to_columns) / torch.where(self.columns > 0, self.columns, 1)
@@ -72,10 +109,10 @@ class Kernel:
     def _factor(self) -> Tensor:
         """The Cholesky factor of sqrt(b) J / sqrt(b), symmetric, with 1 in place of its eigenvalue 0."""
         root = self.b.sqrt()
-        s = self.to_rows @ self.to_columns
+        s = product(self.to_rows, self.to_columns)
         s = root.mT * root - s * (root / torch.where(root > 0, root, 1).mT)
         ridge = RIDGE * torch.finfo(s.dtype).eps
-        return torch.linalg.cholesky_ex(s + torch.diag_embed(self.columns.squeeze(-2) + ridge)).L
+        return factor(s + torch.diag_embed(self.columns.squeeze(-2) + ridge))
 
     def _conjugate_gradients(self, r: Tensor) -> Tensor | None:
         """In the inner product with weights b, in which J is symmetric; None where it takes too many steps."""

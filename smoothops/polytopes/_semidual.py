@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .._opaque import batch_shape, opaque
+from ._kernel import factor, factor_solve, product
 from ._sinkhorn import UNRESOLVED, Options, as_matrices, fail
 
 SPAN = 50.0  # the range of z, in units of the mean mass, at which annealing starts
@@ -41,7 +42,7 @@ def _threshold(x: Tensor, a: Tensor, u: Tensor) -> Tensor:
         new = torch.where(number > 0, u + (rest.sum(-1, keepdim=True) - a) / number.clamp(min=1), lowest)
         if step and not bool((new > u).any()):
             break
-        u = new
+        u = torch.where(new > u, new, u) if step else new
     return u
 
 
@@ -91,7 +92,8 @@ class _Rows:
         residual = self.b - self.p.sum(-2, keepdim=True)
         s = support_laplacian((self.p > 0).to(self.p.dtype))
         ridge = self.error.clamp(max=1) + torch.finfo(s.dtype).eps * self.p.shape[-2]
-        step = -torch.linalg.solve(s + torch.diag_embed(ridge.unsqueeze(-1).expand(s.shape[:-1])), residual.mT).mT
+        cholesky = factor(s + torch.diag_embed(ridge.unsqueeze(-1).expand(s.shape[:-1])))
+        step = -factor_solve(cholesky, residual.mT).mT
         slope = (residual * step).sum((1, 2))
         length = torch.ones_like(self.error)
         for _ in range(HALVINGS):
@@ -130,7 +132,7 @@ class _Rows:
 def support_laplacian(m: Tensor) -> Tensor:
     """S for the support M as numbers 0 and 1, (..., n, m)."""
     number = m.sum(-1, keepdim=True).clamp(min=1)
-    return torch.diag_embed(m.sum(-2)) - m.mT @ (m / number)
+    return torch.diag_embed(m.sum(-2)) - product(m.mT, m / number)
 
 
 def _components(support: Tensor) -> Tensor:
@@ -184,13 +186,13 @@ class Sparse:
         m = support.to(z.dtype)
         number = m.sum(-1, keepdim=True)
         together = (label == label.mT).to(z.dtype)
-        factor = torch.linalg.cholesky(support_laplacian(m) + together / together.sum(-1, keepdim=True))
+        cholesky = factor(support_laplacian(m) + together / together.sum(-1, keepdim=True))
 
         def rows(v: Tensor) -> Tensor:
             return torch.where(number > 0, ((m * (z - v)).sum(-1, keepdim=True) - a) / number.clamp(min=1), u)
 
         excess = (m * (z - rows(v) - v)).sum(-2, keepdim=True) - b
-        v = v + torch.cholesky_solve(excess.mT, factor).mT
+        v = v + factor_solve(cholesky, excess.mT).mT
         self.a, self.b, self.u, self.v, self.eps = a, b, rows(v), v, eps
         self.plan = torch.where(support, z - self.u - v, 0)
 

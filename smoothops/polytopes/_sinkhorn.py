@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._opaque import batch_shape, opaque
 from ._assignment import feasible
-from ._kernel import Kernel, massive, scaled
+from ._kernel import Kernel, even, massive, scaled
 
 SPAN = 50.0  # the range of z at which annealing starts: kernels within e^-50 need few sweeps
 ANNEAL = 5.0  # the factor from one temperature to the next
@@ -80,7 +80,7 @@ class _Rows:
         if not anneal:  # the pairs that matter lie close to 0
             span = span.clamp(max=SPAN)
         rounding = torch.finfo(z.dtype).eps * (1 + span)
-        self.tol = (8 * rounding).clamp(min=tol)
+        self.tol = (2 * rounding).clamp(min=tol)
         self.live = torch.arange(len(z), device=z.device)
         self.z, self.a, self.b = z, a, b
         self.sigma = (span / SPAN).clamp(min=1)
@@ -219,15 +219,19 @@ def sinkhorn(
 ) -> Tensor:
     """v (..., 1, m), as an operator that torch.compile and vmap carry."""
     batch, given = as_matrices(x, eps, a, b)
-    v = torch.cat([found.v for found in blocks(given, (tol, max_iter, on_fail, anneal))])
+    v = torch.cat([found.v for found in blocks(given, (tol, max_iter, on_fail, anneal))])[..., : x.shape[-1]]
     return v.reshape(*batch, 1, x.shape[-1])
 
 
 def blocks(given: list[Tensor], options: Options) -> list[Solved]:
-    """The solutions for theta, eps, a and b (rows, ...), in as many parts as the cache of a CPU asks for."""
+    """The solutions for theta, eps, a and b (rows, ...), in as many parts as the cache of a CPU asks for.
+
+    Odd sizes come back padded by a row or a column without mass.
+    """
     x, eps, a, b = given
     tol, max_iter, on_fail, anneal = options
     size = max(1, BLOCK // max(1, x.shape[-2:].numel())) if x.device.type == "cpu" else max(1, len(x))
+    x, a, b = even(x, -torch.inf), even(a, columns=False), even(b, rows=False)
     parts = [slice(i, i + size) for i in range(0, max(1, len(x)), size)]
     found = [solve(x[i] / eps[i], a[i], b[i], tol, max_iter, anneal) for i in parts]
     error, bound, sweeps = (torch.cat([getattr(f, name) for f in found]) for name in ("error", "tol", "sweeps"))
