@@ -32,7 +32,7 @@ class Matched(Relaxation):
         return _Started(taken, taken).argmax(_reduced(x, taken > 0), reg)
 
     def values(self, x: Tensor, eps: Tensor, m: Tensor | None) -> Tensor:
-        return (self.matrix(x, eps, m) @ x.unsqueeze(-1)).squeeze(-1)
+        return (self.matrix(x, eps, m) * x.unsqueeze(-2)).sum(-1)  # rounds each row alike, which @ does not
 
 
 def _reduced(x: Tensor, taken: Tensor) -> Tensor:

@@ -182,7 +182,7 @@ class _Ranking:
         """P' rho, P the soft argsort over Birkhoff's polytope."""
         matrix = Placed(self.rows, self.descending).matrix(Matched(reg))
         place = torch.arange(1, self.rows.n + 1, dtype=matrix.dtype, device=matrix.device)
-        return self.rows.poisoned((place.unsqueeze(-2) @ matrix).squeeze(-2))
+        return self.rows.poisoned((place.unsqueeze(-1) * matrix).sum(-2))
 
     def soft(self, reg: Regularizer) -> Tensor:
         solver = _solver(reg, "rank")

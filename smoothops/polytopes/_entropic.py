@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._kernel import Kernel, even, massive, scaled
+from ._kernel import Kernel, cut, even, massive, scaled
 from ._sinkhorn import Options, as_matrices, blocks, sinkhorn
 
 STEPS = 3
@@ -72,7 +72,7 @@ class _Plan(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
         found = blocks([x, eps, a, b], options)
         weights, size = mass * b, len(found[0].v)
-        kernels = (f.to_columns[..., : x.shape[-2], : x.shape[-1]] for f in found)
+        kernels = (cut(f.to_columns, *x.shape[-2:]) for f in found)
         y = torch.cat([k * w for k, w in zip(kernels, weights.split(size), strict=True)])
         ctx.massive, ctx.size = massive(a, b), size
         ctx.save_for_backward(x, eps, a, b, mass, y, *(t for f in found for t in (f.v, f.to_columns, f.to_rows)))
@@ -82,7 +82,7 @@ class _Plan(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (x, eps, a, b, mass, y, *kernels), (g,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():
-            return _again(_plain_plan, ctx, g, torch.cat(kernels[::3])[..., : x.shape[-1]])
+            return _again(_plain_plan, ctx, g, cut(torch.cat(kernels[::3]), 1, x.shape[-1]))
         parts: Any = zip(
             *(t.split(ctx.size) for t in (y, g, eps, a, b, mass)), kernels[1::3], kernels[2::3], strict=True
         )
@@ -99,16 +99,16 @@ def _adjoint(
     *, positive: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dtheta, p and q for the cotangent g of P = y."""
+    n, m = y.shape[-2:]
     if positive:
         weighted = y * g
         rows, columns = weighted.sum(-1, keepdim=True) / (mass * a), weighted.sum(-2, keepdim=True) / (mass * b)
     else:
-        n, m = y.shape[-2:]
-        rows = (to_rows[..., :m, :n].mT * g).sum(-1, keepdim=True)
-        columns = (to_columns[..., :n, :m] * g).sum(-2, keepdim=True)
+        rows = (cut(to_rows, m, n).mT * g).sum(-1, keepdim=True)
+        columns = (cut(to_columns, n, m) * g).sum(-2, keepdim=True)
     turned, columns = even(rows, columns=False).mT, even(columns, rows=False)
     q = Kernel(to_columns, to_rows, even(b, rows=False)).solve(columns - turned @ to_columns)
-    p, q = rows - (q @ to_rows).mT[..., : y.shape[-2], :], q[..., : y.shape[-1]]
+    p, q = rows - cut((q @ to_rows).mT, n, 1), cut(q, 1, m)
     return (g - p).sub_(q).mul_(y).div_(eps), p, q
 
 
@@ -119,8 +119,8 @@ class _Value(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
         found = blocks([x, eps, a, b], options)
         n, m = x.shape[-2:]
-        u, v = torch.cat([f.u for f in found])[..., :n, :], torch.cat([f.v for f in found])[..., :m]
-        to_columns = torch.cat([f.to_columns[..., :n, :m] for f in found])
+        u, v = cut(torch.cat([f.u for f in found]), n, 1), cut(torch.cat([f.v for f in found]), 1, m)
+        to_columns = torch.cat([cut(f.to_columns, n, m) for f in found])
         value = _unit_value(a, b, u, v)
         ctx.save_for_backward(x, eps, a, b, mass, u, v, to_columns, value)
         return eps * mass * value

@@ -57,10 +57,16 @@ def even(t: Tensor, value: float = 0.0, *, rows: bool = True, columns: bool = Tr
     return pad(t, (0, more[0], 0, more[1]), value=value) if any(more) else t
 
 
+def cut(t: Tensor, n: int, m: int) -> Tensor:
+    """The first n rows and m columns; batched gradients know no slice of all."""
+    t = t if t.shape[-2] == n else t.narrow(-2, 0, n)
+    return t if t.shape[-1] == m else t.narrow(-1, 0, m)
+
+
 def product(x: Tensor, y: Tensor) -> Tensor:
     """x @ y for x (..., m, n) and y (..., n, m)."""
     m = x.shape[-2]
-    return (even(x) @ even(y))[..., :m, :m]
+    return cut(even(x) @ even(y), m, m)
 
 
 def factor(s: Tensor) -> Tensor:
@@ -76,7 +82,7 @@ def factor_solve(factor: Tensor, r: Tensor) -> Tensor:
     """(L L')^-1 r for r (..., m, 1)."""
     m = r.shape[-2]
     r = pad(r, (0, 0, 0, factor.shape[-1] - m)) if factor.shape[-1] > m else r
-    return torch.cholesky_solve(r, factor)[..., :m, :]
+    return cut(torch.cholesky_solve(r, factor), m, r.shape[-1])
 
 
 class Kernel:
