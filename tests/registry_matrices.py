@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from oracles import present, repeated, rho, spread
 from registry_more import LAW, placed
-from registry_parts import ABSENT, RANKS, WEIGHTS, Kind, Operator, item_sum, mean
+from registry_parts import ABSENT, WEIGHTS, Kind, Operator, item_sum, mean, rank_mean, rank_sum
 from torch import Tensor
 
 import smoothops as so
@@ -17,7 +17,14 @@ ROW = Kind(None, None, 0, symmetric_ties=False)
 VALUE = Kind(None, None, 1, symmetric_ties=False)
 SORTED = Kind("invariant", 1.0, 1, symmetric_ties=False)
 FAR = {"extreme": "theta/eps beyond what float64 resolves raises; see test_transport_edges"}
-FIXED = {**LAW, **FAR, "scale": "the costs have a part that x does not scale", "bounded": "a product of two rows"}
+ROUNDED = dict.fromkeys(("half", "precision"), "theta, and the matrix before it is reduced, are rounded first")
+FIXED = {
+    **LAW,
+    **ROUNDED,
+    **FAR,
+    "scale": "the costs have a part that x does not scale",
+    "bounded": "a product of two rows",
+}
 STEEP = {"bounded": "theta is a product with the positions"}
 
 
@@ -67,23 +74,33 @@ def maximum(polytope: Callable[[int], so.Polytope]) -> Callable[..., Tensor]:
     return call
 
 
-BOTH = ("sinkhorn", "quadratic")
+def softened(family: str) -> list[Operator]:
+    """What takes either regularizer; a line each, since Entropy is a smoothing of its own kind there."""
+    # fmt: off
+    lines = [
+        Operator("Birkhoff.argmax", reduced(birkhoff), ROW, (family,), exempt=FIXED),
+        Operator("Birkhoff.max", maximum(birkhoff), VALUE, (family,), exempt=FIXED),
+        Operator("Transport.argmax", reduced(transport), ROW, (family,), exempt=FIXED),
+        Operator("Transport.max", maximum(transport), VALUE, (family,), exempt=FIXED),
+        Operator("argsort-birkhoff", placed, Kind(None, 0.0, 0, symmetric_ties=False), (family,),
+                 exempt={**LAW, **STEEP, "half": "a difference of rounded cotangents"}),
+    ]
+    # fmt: on
+    return lines
+
 
 # fmt: off
 MATRICES = [
-    Operator("Birkhoff.argmax", reduced(birkhoff), ROW, BOTH, exempt=FIXED),
-    Operator("Birkhoff.max", maximum(birkhoff), VALUE, BOTH, exempt=FIXED),
-    Operator("Transport.argmax", reduced(transport), ROW, BOTH, exempt=FIXED),
-    Operator("Transport.max", maximum(transport), VALUE, BOTH, exempt=FIXED),
-    Operator("argsort-birkhoff", placed, Kind(None, 0.0, 0, symmetric_ties=False), BOTH, exempt={**LAW, **STEEP}),
-    Operator("rank-birkhoff", lambda x, s, d: so.rank(x, d, smoothing=s), WEIGHTS, ("sinkhorn",),
-             **{**RANKS, "eps": 0.7}, exempt={**LAW, **STEEP}),
+    *softened("sinkhorn"),
+    *softened("quadratic"),
+    Operator("rank-birkhoff", lambda x, s, d: so.rank(x, d, smoothing=s), WEIGHTS, ("sinkhorn",), eps=0.7,
+             total=rank_sum, centre=rank_mean, exempt={**LAW, **STEEP}),
     Operator("rank-where-birkhoff", lambda x, s, d: so.rank(x, d, where=present(x, d), smoothing=s), WEIGHTS,
-             ("sinkhorn",), without=lambda x, s, d: so.rank(x, d, smoothing=s), exempt={**LAW, **ABSENT}),
+             ("sinkhorn",), without=lambda x, s, d: so.rank(x, d, smoothing=s), exempt={**LAW, **STEEP, **ABSENT}),
     Operator("sort-birkhoff", lambda x, s, d: so.sort(x, d, smoothing=s), SORTED, ("sinkhorn",), total=item_sum,
              centre=mean, exempt={**LAW, **STEEP}),
     Operator("sort-where-birkhoff", lambda x, s, d: so.sort(x, d, where=present(x, d), fill=0.0, smoothing=s), SORTED,
-             ("sinkhorn",), without=lambda x, s, d: so.sort(x, d, smoothing=s), exempt={**LAW, **ABSENT}),
+             ("sinkhorn",), without=lambda x, s, d: so.sort(x, d, smoothing=s), exempt={**LAW, **STEEP, **ABSENT}),
     Operator("median-birkhoff", lambda x, s, d: so.median(x, d, True, smoothing=s), SORTED, ("sinkhorn",),
              exempt={**LAW, **STEEP, "row strength": "a reduction"}),
 ]

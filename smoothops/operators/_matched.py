@@ -36,16 +36,20 @@ class Matched(Relaxation):
 
 
 def _reduced(x: Tensor, taken: Tensor) -> Tensor:
-    """rho_k x_i minus the potentials of the hard programme, which change no P: (k - r_i) x_i - (f_k - f_(r_i)).
+    """rho_k x_i minus the potentials of the hard programme, which change no P.
 
-    r_i is the rank of x_i, and f any sum of c_k in [x_(k), x_(k+1)], here the midpoints: what is left is <= 0, and 0
-    where k = r_i.
+    With r_i the rank of x_i and c_l = (x_(l) + x_(l+1))/2, what is left is -sum |x_i - c_l| over the steps l from r_i
+    to k: <= 0, and 0 where k = r_i. A sum of terms of one sign keeps its digits at any scale.
     """
-    known = torch.where(taken, x.detach(), torch.inf)
-    order = known.argsort(dim=-1, stable=True)
-    s = torch.where(taken, known.gather(-1, order), 0)  # sorted, the items that are taken first
-    f = torch.cat([torch.zeros_like(s[..., :1]), (s[..., 1:] + s[..., :-1]) / 2], -1)[..., : s.shape[-1]].cumsum(-1)
-    r = order.argsort(dim=-1)
+    held = x.detach()
+    order = torch.where(taken, held, torch.inf).argsort(dim=-1, stable=True)
+    s = torch.where(taken, held, 0).gather(-1, order)  # sorted, the items that are taken first
+    r = order.argsort(dim=-1).unsqueeze(-1)
+    steps = ((s[..., 1:] + s[..., :-1]) / 2).unsqueeze(-2) - held.unsqueeze(-1)  # (item, step), >= 0 from r_i on
+    above = torch.arange(x.shape[-1] - 1, device=x.device) >= r
+    none = torch.zeros_like(r, dtype=x.dtype)
+    up = torch.cat([none, torch.where(above, steps, 0).cumsum(-1)], -1)
+    down = torch.cat([torch.where(above, 0, -steps).flip(-1).cumsum(-1).flip(-1), none], -1)
     k = torch.arange(x.shape[-1], device=x.device)
-    steps = (k.unsqueeze(-1) - r.unsqueeze(-2)).to(x.dtype)
-    return steps * x.unsqueeze(-2) - (f.unsqueeze(-1) - f.gather(-1, r).unsqueeze(-2))
+    theta = (k - r) * (x - held).unsqueeze(-1) - (up + down)
+    return theta.mT

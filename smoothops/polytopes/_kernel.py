@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from .._axes import concrete
 
-RIDGE = 500  # times the machine epsilon: what is added to J where P falls into blocks that hardly meet
+RIDGE = 8  # times the size and the machine epsilon: what is added to J where P falls into blocks that hardly meet
 DIRECT = 100  # columns up to which a factorization is cheaper than conjugate gradients
 CG_STEPS, CG_LOOK = 60, 4  # conjugate gradients: at most, and between two looks at the residual
 CG_GOAL = 1e-13  # the residual, relative to the right side
@@ -117,7 +117,7 @@ class Kernel:
         root = self.b.sqrt()
         s = product(self.to_rows, self.to_columns)
         s = root.mT * root - s * (root / torch.where(root > 0, root, 1).mT)
-        ridge = RIDGE * torch.finfo(s.dtype).eps
+        ridge = RIDGE * s.shape[-1] * torch.finfo(s.dtype).eps
         return factor(s + torch.diag_embed(self.columns.squeeze(-2) + ridge))
 
     def _conjugate_gradients(self, r: Tensor) -> Tensor | None:
