@@ -12,7 +12,17 @@ from .relaxations import NeuralSort, SoftSort
 from .sorting_network import Bitonic, Cauchy, OddEven, Optimal, Reciprocal, SortingNetwork
 from .stochastic import Perturbed
 from .noises import Gumbel, Logistic, Normal
-from .polytopes import CappedSimplex, Hypercube, OrderPolytope, Permutahedron, Polytope, Simplex
+from .solvers import Sinkhorn
+from .polytopes import (
+    Birkhoff,
+    CappedSimplex,
+    Hypercube,
+    OrderPolytope,
+    Permutahedron,
+    Polytope,
+    Simplex,
+    Transport,
+)
 from .elementwise import abs, ceil, clamp, floor, heaviside, maximum, minimum, relu, round, sign
 from .operators import (
     amax,
@@ -103,6 +113,9 @@ __all__ = [
     "Hypercube",
     "Permutahedron",
     "OrderPolytope",
+    "Birkhoff",
+    "Transport",
+    "Sinkhorn",
     # operators
     "argmax",
     "argmin",

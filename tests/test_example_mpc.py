@@ -18,7 +18,7 @@ def test_the_plan_is_the_best_one():
     A, B = mpc.TRUE
     weights = torch.tensor([mpc.EXPERT["q_p"], mpc.EXPERT["q_v"]], dtype=torch.float64)
     u = torch.zeros(mpc.HORIZON, dtype=torch.float64, requires_grad=True)
-    for _ in range(4000):
+    for _ in range(1500):
         x, total = start, u.square().sum()
         for t in range(mpc.HORIZON):
             x = A @ x + B * u[t]

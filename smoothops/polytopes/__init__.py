@@ -3,5 +3,15 @@
 from .base import Polytope
 from .permutahedron import OrderPolytope, Permutahedron
 from .simplex import CappedSimplex, Hypercube, Simplex
+from .transport import Birkhoff, Transport
 
-__all__ = ["CappedSimplex", "Hypercube", "OrderPolytope", "Permutahedron", "Polytope", "Simplex"]
+__all__ = [
+    "Birkhoff",
+    "CappedSimplex",
+    "Hypercube",
+    "OrderPolytope",
+    "Permutahedron",
+    "Polytope",
+    "Simplex",
+    "Transport",
+]

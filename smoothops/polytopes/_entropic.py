@@ -1,0 +1,179 @@
+"""Entropic transport as a function of theta, eps and the masses, with every derivative.
+
+P = mass a b E, E = exp(theta/eps - u - v), a and b of sum 1. Derivatives of the solved v by chord steps of value 0 (to
+the tolerance) in plain torch,
+
+    v <- v - J^-1 (1 - c(v, theta, eps, a, b)),    J fixed at the solution: each step is exact to one more order,
+
+or, in eager mode and first order, by their closed form: for the cotangent V of P/mass the adjoints (p, q) solve
+
+    diag(a) p + P q = (P*V) 1,   P' p + diag(b) q = (P*V)' 1;   dtheta = P*(V - p - q)/eps,  da = p,  db = q.
+
+The maximum is eps mass (sum a u + sum b v - (sum a log a + sum b log b)/2), stationary in v: one step gives it three
+orders of derivatives, and none the first (Danskin).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._kernel import Kernel, cut, even, massive, scaled
+from ._sinkhorn import Options, as_matrices, blocks, sinkhorn
+
+STEPS = 3
+
+
+def _exponents(x: Tensor, eps: Tensor) -> Tensor:
+    """theta/eps, in whose derivatives a forbidden pair has no part."""
+    allowed = x > -torch.inf
+    return torch.where(allowed, torch.where(allowed, x, 0) / eps, -torch.inf)
+
+
+def _differentiable(z: Tensor, a: Tensor, b: Tensor, v: Tensor, steps: int) -> Tensor:
+    zd, ad, bd, vd = (t.detach() for t in (z, a, b, v))
+    e, _ = scaled(zd, ad, bd, vd)
+    kernel = Kernel(ad * e, (bd * e).mT.contiguous(), bd)
+    for _ in range(steps):
+        e, _ = scaled(z, a, b, v)
+        v = v - kernel.solve(1 - a.mT @ e)
+    return v
+
+
+def _plain_plan(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, v: Tensor) -> Tensor:
+    z = _exponents(x, eps)
+    e, _ = scaled(z, a, b, _differentiable(z, a, b, v, STEPS))
+    return mass * a * b * e
+
+
+def _plain_value(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, v: Tensor) -> Tensor:
+    z = _exponents(x, eps)
+    v = _differentiable(z, a, b, v, 1)
+    return eps * mass * _unit_value(a, b, scaled(z, a, b, v)[1], v)
+
+
+def _unit_value(a: Tensor, b: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    rows = (a * u - torch.special.xlogy(a, a) / 2).sum((-2, -1), keepdim=True)
+    return rows + (b * v - torch.special.xlogy(b, b) / 2).sum((-2, -1), keepdim=True)
+
+
+def _strength_slope(gradient: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+    """The part of a gradient in eps that comes through theta/eps."""
+    return -(gradient * torch.where(gradient == 0, 0, x)).sum((-2, -1), keepdim=True) / eps
+
+
+class _Plan(torch.autograd.Function):
+    """P with its first derivatives in closed form; further orders through ``_plain_plan``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
+        found = blocks([x, eps, a, b], options)
+        weights, size = mass * b, len(found[0].v)
+        kernels = (cut(f.to_columns, *x.shape[-2:]) for f in found)
+        y = torch.cat([k * w for k, w in zip(kernels, weights.split(size), strict=True)])
+        ctx.massive, ctx.size = massive(a, b), size
+        ctx.save_for_backward(x, eps, a, b, mass, y, *(t for f in found for t in (f.v, f.to_columns, f.to_rows)))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (x, eps, a, b, mass, y, *kernels), (g,) = ctx.saved_tensors, gradients
+        if torch.is_grad_enabled():
+            return _again(_plain_plan, ctx, g, cut(torch.cat(kernels[::3]), 1, x.shape[-1]))
+        parts: Any = zip(
+            *(t.split(ctx.size) for t in (y, g, eps, a, b, mass)), kernels[1::3], kernels[2::3], strict=True
+        )
+        found = zip(*(_adjoint(*part, positive=ctx.massive) for part in parts), strict=True)
+        dx, p, q = (torch.cat(t) if len(t) > 1 else t[0] for t in found)
+        return _wanted(
+            ctx, lambda: dx, lambda: _strength_slope(dx, x, eps), lambda: mass * p, lambda: mass * q,
+            lambda: (y * g).sum((-2, -1), keepdim=True) / mass,
+        )  # fmt: skip
+
+
+def _adjoint(
+    y: Tensor, g: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, to_columns: Tensor, to_rows: Tensor,
+    *, positive: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dtheta, p and q for the cotangent g of P = y."""
+    n, m = y.shape[-2:]
+    if positive:
+        weighted = y * g
+        rows, columns = weighted.sum(-1, keepdim=True) / (mass * a), weighted.sum(-2, keepdim=True) / (mass * b)
+    else:
+        rows = (cut(to_rows, m, n).mT * g).sum(-1, keepdim=True)
+        columns = (cut(to_columns, n, m) * g).sum(-2, keepdim=True)
+    turned, columns = even(rows, columns=False).mT, even(columns, rows=False)
+    q = Kernel(to_columns, to_rows, even(b, rows=False)).solve(columns - turned @ to_columns)
+    p, q = rows - cut((q @ to_rows).mT, n, 1), cut(q, 1, m)
+    return (g - p).sub_(q).mul_(y).div_(eps), p, q
+
+
+class _Value(torch.autograd.Function):
+    """The maximum with its first derivatives (P, potentials), which cost nothing; others through ``_plain_value``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
+        found = blocks([x, eps, a, b], options)
+        n, m = x.shape[-2:]
+        u, v = cut(torch.cat([f.u for f in found]), n, 1), cut(torch.cat([f.v for f in found]), 1, m)
+        to_columns = torch.cat([cut(f.to_columns, n, m) for f in found])
+        value = _unit_value(a, b, u, v)
+        ctx.save_for_backward(x, eps, a, b, mass, u, v, to_columns, value)
+        return eps * mass * value
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (x, eps, a, b, mass, u, v, to_columns, value), (g,) = ctx.saved_tensors, gradients
+        if torch.is_grad_enabled():
+            return _again(_plain_value, ctx, g, v)
+        dx, scale = to_columns * (b * mass * g), eps * mass * g
+        return _wanted(
+            ctx, lambda: dx, lambda: _strength_slope(dx, x, eps) + mass * value * g,
+            lambda: scale * (u - (a.log() + 1) / 2), lambda: scale * (v - (b.log() + 1) / 2), lambda: eps * value * g,
+        )  # fmt: skip
+
+
+def _wanted(ctx: Any, *found: Callable[[], Tensor]) -> tuple[Tensor | None, ...]:
+    """The gradients that are asked for."""
+    needs = ctx.needs_input_grad
+    return *(f() if need else None for f, need in zip(found, needs, strict=False)), None
+
+
+def _again(plain: Any, ctx: Any, g: Tensor, v: Tensor) -> tuple[Tensor | None, ...]:
+    """The same derivative through the plain path, which can be differentiated in turn."""
+    given, needs = ctx.saved_tensors[:5], ctx.needs_input_grad
+    wanted = [x for x, need in zip(given, needs, strict=False) if need]
+    found = iter(torch.autograd.grad(plain(*given, v), wanted, g, create_graph=True))
+    return tuple(next(found) if need else None for need in needs)
+
+
+def _transformed() -> bool:
+    """Whether compiled code, a transform or forward mode may ask for a derivative; they do not tell."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def plan(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
+    """P (..., n, m): x (..., n, m) without +inf, eps and mass (..., 1, 1), a (..., n, 1) and b (..., 1, m)."""
+    if _transformed():
+        return _plain_plan(x, eps, a, b, mass, _opaque(x, eps, a, b, options))
+    batch, given = as_matrices(x, eps, a, b, mass)
+    return _Plan.apply(*given, options).reshape(batch + x.shape[-2:])
+
+
+def value(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
+    """The maximum, (..., 1, 1)."""
+    if _transformed():
+        return _plain_value(x, eps, a, b, mass, _opaque(x, eps, a, b, options))
+    batch, given = as_matrices(x, eps, a, b, mass)
+    return _Value.apply(*given, options).reshape(*batch, 1, 1)
+
+
+def _opaque(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, options: Options) -> Tensor:
+    given = (t.detach() for t in (x, eps, a, b))
+    return sinkhorn(*given, *options)
