@@ -186,7 +186,7 @@ def draw(results: Sequence[dict[str, Outcome]], seed: int, path: Path) -> None:
     for row, (name, images) in zip(axes, shown.items(), strict=True):
         for i, ax in enumerate(row):
             right = torch.equal(images[i], whole[i])
-            ax.imshow(images[i], cmap="gray_r", vmin=0, vmax=1)
+            ax.imshow(images[i].numpy(), cmap="gray_r", vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[])
             for side in ax.spines.values():
                 side.set(color=COLOURS[name] if right and name in COLOURS else "#dddddd", lw=2 if right else 0.5)
