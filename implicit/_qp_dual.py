@@ -21,15 +21,39 @@ ROUNDING = 1e3 * 2.0**-52
 STEPS = 12
 
 
-def masked(S: Tensor, active: Tensor) -> Tensor:
-    """S on the active rows and columns, the identity elsewhere."""
-    both = active.unsqueeze(-1) & active.unsqueeze(-2)
-    return torch.where(both, S, torch.eye(S.shape[-1], dtype=S.dtype, device=S.device))
+def positions(active: Tensor) -> tuple[Tensor, Tensor]:
+    """The indices of the active rows of each problem first, as many as the problem with most of them has, and which
+    of these are active."""
+    size = int(active.sum(-1).max()) if len(active) else 0
+    index = active.byte().argsort(dim=-1, descending=True, stable=True)[:, :size]
+    return index, active.gather(-1, index)
 
 
-def solve_masked(factor: Tensor, active: Tensor, right: Tensor) -> Tensor:
-    """S_AA^-1 right_A, zero elsewhere, from the factor of :func:`masked`."""
-    return torch.cholesky_solve(torch.where(active, right, 0).unsqueeze(-1), factor).squeeze(-1)
+class Block:
+    """S on the active rows and columns of each problem, padded by the identity, and its Cholesky factor."""
+
+    def __init__(self, S: Tensor, active: Tensor) -> None:
+        rows, self.k = active.shape
+        self.index, self.on = positions(active)
+        size = self.index.shape[-1]
+        each = torch.arange(rows, device=S.device).clamp(max=len(S) - 1)
+        block = S[each[:, None, None], self.index.unsqueeze(-1), self.index.unsqueeze(-2)]
+        both = self.on.unsqueeze(-1) & self.on.unsqueeze(-2)
+        block = torch.where(both, block, torch.eye(size, dtype=S.dtype, device=S.device))
+        self.factor, self.flaw = torch.linalg.cholesky_ex(block)
+
+    def spread(self, v: Tensor) -> Tensor:
+        """v of the active rows among all rows, zero elsewhere."""
+        return v.new_zeros(len(v), self.k).scatter(-1, self.index, torch.where(self.on, v, 0))
+
+    def solve(self, right: Tensor) -> Tensor:
+        """S_AA^-1 right_A, zero elsewhere."""
+        part = torch.where(self.on, right.gather(-1, self.index), 0)
+        return self.spread(torch.cholesky_solve(part.unsqueeze(-1), self.factor).squeeze(-1))
+
+    def pivots(self) -> Tensor:
+        """Squared distances of the active rows from the span of those before, zero elsewhere."""
+        return self.spread(self.factor.diagonal(dim1=-2, dim2=-1).square())
 
 
 def product(S: Tensor, v: Tensor) -> Tensor:
@@ -71,18 +95,17 @@ class Dual:
         new = (self.r > ROUNDING * self.noise) | self.sign_free
         for _ in range(min(STEPS, max_iter)):
             active = new
-            factor, info = torch.linalg.cholesky_ex(masked(self.S, active))
-            lam = solve_masked(factor, active, self.r)
+            part = Block(self.S, active)
+            lam = part.solve(self.r)
             w, error = self.slack(lam)
-            lam = lam - solve_masked(factor, active, w)
+            lam = lam - part.solve(w)
             new = torch.where(active, lam * self.diag > error, w < -error) | self.sign_free
             self.iterations += 1
             if not bool((new != active).any()):
                 break
-        pivots = factor.diagonal(dim1=-2, dim2=-1).square()
         # an inactive row without slack may belong to another choice of active rows: the other method chooses
-        vague = (~active & (w.abs() <= error)) | (active & (pivots <= SPAN * self.diag))
-        fine = (new == active).all(-1) & (info == 0) & ~vague.any(-1) & (active.sum(-1) <= self.rank)
+        vague = (~active & (w.abs() <= error)) | (active & (part.pivots() <= SPAN * self.diag))
+        fine = (new == active).all(-1) & (part.flaw == 0) & ~vague.any(-1) & (active.sum(-1) <= self.rank)
         self.lam, self.active = torch.where(active, lam, 0), active
         self.status = torch.where(fine, SOLVED, STOPPED)
 
@@ -96,15 +119,17 @@ class Dual:
         done = torch.zeros_like(self.status, dtype=torch.bool)
 
         def direction(row: Tensor) -> tuple[Tensor, Tensor]:
-            factor = torch.linalg.cholesky_ex(masked(S, active))[0]
             column = full[each, row]
-            d = solve_masked(factor, active, column)
+            d = Block(S, active).solve(column)
             return d, column[each, row] - (d * column).sum(-1)
 
-        for i in range(self.free):
+        part = Block(S, self.sign_free.expand_as(r))
+        regular = (part.flaw == 0).unsqueeze(-1) & (part.pivots() > SPAN * self.diag)
+        if bool(regular[:, : self.free].all()):
+            active[:, : self.free] = True
+        for i in range(0 if bool(active[:, : self.free].all()) else self.free):
             active[:, i] = direction(torch.full_like(each, i))[1] > SPAN * self.diag[:, i]
-        factor = torch.linalg.cholesky_ex(masked(S, active))[0]
-        lam = solve_masked(factor, active, r)
+        lam = Block(S, active).solve(r)
         w, error = self.slack(lam)
         wrong = self.sign_free & (w.abs() > error * (tol / ROUNDING))
         if bool(wrong.any()):
@@ -160,10 +185,10 @@ class Dual:
             active[each, row] |= enter
             skipped[each, row] |= harmless
             chosen = torch.where(enter | harmless, -1, chosen)
-        factor = torch.linalg.cholesky_ex(masked(S, active))[0]
-        lam = solve_masked(factor, active, r)
+        part = Block(S, active)
+        lam = part.solve(r)
         w, error = self.slack(lam)
-        lam = lam - solve_masked(factor, active, w)
+        lam = lam - part.solve(w)
         self.active = active & (fixed | (lam * self.diag > error))
         self.lam = torch.where(self.active, lam, 0)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._qp_dual import masked, solve_dual, solve_masked
+from ._qp_dual import Block, solve_dual
 from ._qp_singular import solve_singular
 from ._qp_status import INACCURATE, INDEFINITE, NOT_FINITE, SOLVED
 
@@ -188,6 +188,5 @@ def adjoint(L: Tensor, Y: Tensor, S: Tensor, active: Tensor, gx: Tensor, gl: Ten
     """p, q with H p + M_A' q = gx, M_A p = gl, and q zero in the other rows."""
     t = lower_solve(L, gx)
     right = apply(Y.mT, t)
-    factor = torch.linalg.cholesky_ex(masked(S, active))[0]
-    q = solve_masked(factor, active, right if gl is None else right - gl)
+    q = Block(S, active).solve(right if gl is None else right - gl)
     return upper_solve(L, t - apply(Y, q)), q
