@@ -12,10 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._qp_status import INFEASIBLE, SOLVED, STOPPED
+from ._qp_status import INFEASIBLE, SOLVED, STOPPED, Options
 
-# a row nearer than this (squared, relative) to the span of the active ones depends on them
-SPAN = 1e-11
 # rounding errors of a slack, in units of its largest term
 ROUNDING = 1e3 * 2.0**-52
 STEPS = 12
@@ -63,12 +61,12 @@ def product(S: Tensor, v: Tensor) -> Tensor:
 class Dual:
     """The state of a batch of duals, all tensors (rows, k)."""
 
-    def __init__(self, S: Tensor, r: Tensor, noise: Tensor, free: int, rank: int) -> None:
-        self.S, self.noise, self.free, self.rank = S, noise, free, rank
+    def __init__(self, S: Tensor, r: Tensor, noise: Tensor, rank: int, options: Options) -> None:
+        self.S, self.noise, self.rank, self.options, self.free = S, noise, rank, options, options.free
         self.diag = S.diagonal(dim1=-2, dim2=-1).expand_as(r)
         self.root = self.diag.sqrt()
         self.r = r
-        self.sign_free = torch.arange(r.shape[-1], device=r.device) < free
+        self.sign_free = torch.arange(r.shape[-1], device=r.device) < self.free
         self.lam = torch.zeros_like(r)
         self.active = self.sign_free.expand_as(r).clone()
         self.ray = torch.zeros_like(r)
@@ -76,7 +74,9 @@ class Dual:
         self.iterations = torch.zeros_like(self.status)
 
     def take(self, rows: Tensor) -> Dual:
-        part = Dual(self.S if len(self.S) == 1 else self.S[rows], self.r[rows], self.noise[rows], self.free, self.rank)
+        part = Dual(
+            self.S if len(self.S) == 1 else self.S[rows], self.r[rows], self.noise[rows], self.rank, self.options
+        )
         part.iterations = self.iterations[rows]
         return part
 
@@ -90,10 +90,10 @@ class Dual:
         size = (lam * right).sum(-1, keepdim=True).clamp(min=0).sqrt()
         return product(self.S, lam) - self.r, ROUNDING * (self.noise + self.root * size)
 
-    def newton(self, max_iter: int) -> None:
+    def newton(self) -> None:
         """Primal-dual active set, for those rows that it settles beyond doubt."""
         new = (self.r > ROUNDING * self.noise) | self.sign_free
-        for _ in range(min(STEPS, max_iter)):
+        for _ in range(min(STEPS, self.options.max_iter)):
             active = new
             part = Block(self.S, active)
             lam = part.solve(self.r)
@@ -104,14 +104,15 @@ class Dual:
             if not bool((new != active).any()):
                 break
         # an inactive row without slack may belong to another choice of active rows: the other method chooses
-        vague = (~active & (w.abs() <= error)) | (active & (part.pivots() <= SPAN * self.diag))
+        vague = (~active & (w.abs() <= error)) | (active & (part.pivots() <= self.options.span * self.diag))
         fine = (new == active).all(-1) & (part.flaw == 0) & ~vague.any(-1) & (active.sum(-1) <= self.rank)
         self.lam, self.active = torch.where(active, lam, 0), active
         self.status = torch.where(fine, SOLVED, STOPPED)
 
-    def goldfarb_idnani(self, max_iter: int, tol: float) -> None:
+    def goldfarb_idnani(self) -> None:
         """One row of the constraints at a time, the most violated one, keeping the multipliers' signs."""
-        S, r = self.S, self.r
+        S, r, span = self.S, self.r, self.options.span
+        loose = 10 * self.options.tol / ROUNDING  # of a slack, in units of its rounding error
         lam, active = torch.zeros_like(r), torch.zeros_like(r, dtype=torch.bool)
         skipped = active.clone()
         each = torch.arange(len(r), device=r.device)
@@ -124,14 +125,14 @@ class Dual:
             return d, column[each, row] - (d * column).sum(-1)
 
         part = Block(S, self.sign_free.expand_as(r))
-        regular = (part.flaw == 0).unsqueeze(-1) & (part.pivots() > SPAN * self.diag)
+        regular = (part.flaw == 0).unsqueeze(-1) & (part.pivots() > span * self.diag)
         if bool(regular[:, : self.free].all()):
             active[:, : self.free] = True
         for i in range(0 if bool(active[:, : self.free].all()) else self.free):
-            active[:, i] = direction(torch.full_like(each, i))[1] > SPAN * self.diag[:, i]
+            active[:, i] = direction(torch.full_like(each, i))[1] > span * self.diag[:, i]
         lam = Block(S, active).solve(r)
         w, error = self.slack(lam)
-        wrong = self.sign_free & (w.abs() > error * (tol / ROUNDING))
+        wrong = self.sign_free & (w.abs() > error * loose)
         if bool(wrong.any()):
             rows = wrong.any(-1)
             row = wrong.int().argmax(-1)
@@ -144,7 +145,7 @@ class Dual:
         fixed = self.sign_free
         chosen = torch.full_like(self.status, -1)
         slack = torch.zeros_like(r[:, 0])
-        for _ in range(max_iter + 1):
+        for _ in range(self.options.max_iter + 1):
             w, error = self.slack(torch.where(active | (lam > 0), lam, 0))
             worth = torch.where(active | skipped | fixed | (w >= -error), torch.inf, w / self.root)
             best = worth.argmin(-1)
@@ -159,16 +160,16 @@ class Dual:
             row = chosen.clamp(min=0)
             slack = torch.where(fresh, w[each, row], slack)
             d, gap = direction(row)
-            flat = (gap <= SPAN * self.diag[each, row]) | (active.sum(-1) >= self.rank)
+            flat = (gap <= span * self.diag[each, row]) | (active.sum(-1) >= self.rank)
             # where the row depends on the active ones a coefficient that is rounding must not block
-            least = torch.where(flat, 10 * SPAN * self.root[each, row], 0).unsqueeze(-1)
+            least = torch.where(flat, 10 * span * self.root[each, row], 0).unsqueeze(-1)
             ratio = torch.where(active & ~fixed & (d * self.root > least), lam / d, torch.inf)
             step, block = ratio.min(-1)
             whole = torch.where(flat, torch.inf, -slack / gap)
             enter = ~done & ~flat & (whole <= step)
             step = torch.minimum(step, whole)
             stuck = ~done & (step == torch.inf)
-            harmless = stuck & (slack >= -error[each, row] * (tol / ROUNDING))
+            harmless = stuck & (slack >= -error[each, row] * loose)
             lost = stuck & ~harmless
             ray = (-d).index_put((each, row), torch.ones_like(slack))
             self.ray = torch.where(lost.unsqueeze(-1), ray, self.ray)
@@ -194,20 +195,19 @@ class Dual:
 
 
 def solve_dual(
-    S: Tensor, r: Tensor, noise: Tensor, free: int, rank: int, max_iter: int, tol: float
+    S: Tensor, r: Tensor, noise: Tensor, rank: int, options: Options
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(lam, active, ray, status, iterations), from S: (rows or 1, k, k) and r: (rows, k).
 
     Args:
         noise: the magnitude of the terms of r; a row without bound has r = -inf, noise = inf.
         rank: how many rows can be independent, at most.
-        tol: violation, relative to noise, of a dependent row that makes a problem infeasible.
     """
-    dual = Dual(S, r, noise, free, rank)
-    dual.newton(max_iter)
+    dual = Dual(S, r, noise, rank, options)
+    dual.newton()
     rest = (dual.status != SOLVED).nonzero().squeeze(-1)
     if len(rest):
         part = dual.take(rest)
-        part.goldfarb_idnani(max_iter, tol)
+        part.goldfarb_idnani()
         dual.put(rest, part)
     return dual.lam, dual.active, dual.ray, dual.status, dual.iterations

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ._qp_dual import positions
-from ._qp_status import INDEFINITE, INFEASIBLE, NOT_UNIQUE, SOLVED, STOPPED, UNBOUNDED
+from ._qp_status import INDEFINITE, INFEASIBLE, NOT_UNIQUE, SOLVED, STOPPED, UNBOUNDED, Options
 
 STEPS = 100
 # relative size of the proximal term; of what counts as zero in a certificate
@@ -63,7 +63,7 @@ def certifies(H: Tensor, c: Tensor, M: Tensor, t: Tensor, free: int, d: Tensor) 
 
 
 def solve_singular(
-    Q: Tensor, c: Tensor, M: Tensor, t: Tensor, free: int, tol: float, max_iter: int, strict: Any, check: Any
+    Q: Tensor, c: Tensor, M: Tensor, t: Tensor, options: Options, strict: Any, check: Any
 ) -> tuple[Tensor, ...]:
     """(x, lam, active, ray, residual, margin, status, iterations) of problems that all have their own data.
 
@@ -92,7 +92,7 @@ def solve_singular(
         if not len(left):
             break
         point = x[left], last[left] if step else None
-        near, *found = proximal_step([v[left] for v in whole], *point, free, tol, max_iter, strict, check)
+        near, *found = proximal_step([v[left] for v in whole], *point, options, strict, check)
         for old, new in zip(out, found, strict=True):
             old[left] = new
         x[left], last[left] = near, found[2]
@@ -101,11 +101,12 @@ def solve_singular(
 
 
 def proximal_step(
-    data: list[Tensor], x: Tensor, last: Tensor | None, free: int, tol: float, max_iter: int, strict: Any, check: Any
+    data: list[Tensor], x: Tensor, last: Tensor | None, options: Options, strict: Any, check: Any
 ) -> list[Tensor]:
     """[next x, x, lam, active, ray, residual, margin, status, iterations]; ``last`` is what was active before."""
     H, c, M, t, noise, delta = data
-    found, _ = strict(H + torch.diag_embed(delta.expand_as(c)), c - delta * x, M, t, free, tol, max_iter)
+    free, tol = options.free, options.tol
+    found = strict(H + torch.diag_embed(delta.expand_as(c)), c - delta * x, M, t, options)
     near, lam, active, ray, _, _, state, count, _ = found
     near = torch.where(near.isfinite(), near, x)
     exact, duals, regular = near.clone(), lam.clone(), torch.ones_like(state, dtype=torch.bool)
