@@ -98,9 +98,10 @@ def solve_strict(Q: Tensor, c: Tensor, M: Tensor, t: Tensor, options: Options) -
 def explain(numbers: Numbers, Q: Tensor, c: Tensor, M: Tensor, t: Tensor, options: Options) -> None:
     """Solves what failed by other means where there are any, and tells bad data from other failures."""
 
-    def rows_where(mask: Tensor) -> tuple[Tensor, Any]:
+    def rows_where(mask: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
         rows = mask.nonzero().squeeze(-1)
-        return rows, [v[rows] if len(v) > 1 else v.expand(len(rows), *v.shape[1:]) for v in (Q, c, M, t)]
+        take = lambda v: v[rows] if len(v) > 1 else v.expand(len(rows), *v.shape[1:])  # noqa: E731
+        return rows, (take(Q), take(c), take(M), take(t))
 
     def write(rows: Tensor, found: tuple[Tensor, ...]) -> None:
         for name, v in zip(FIELDS, found, strict=False):
@@ -108,18 +109,16 @@ def explain(numbers: Numbers, Q: Tensor, c: Tensor, M: Tensor, t: Tensor, option
 
     whole = lambda v: v.isfinite().reshape(len(v), -1).all(-1)  # noqa: E731
     finite = whole(Q) & whole(c) & whole(M) & ~(t.isnan() | (t == -torch.inf)).any(-1)
-    rows, part = rows_where(finite & (numbers.status == INDEFINITE))
+    singular = finite & (numbers.status == INDEFINITE)
+    rows, part = rows_where(singular)
     if len(rows):
-        write(
-            rows,
-            solve_singular(*part, options=options, strict=lambda *args: solve_strict(*args).outcome(), check=check),
-        )
+        write(rows, solve_singular(*part, options, lambda *args: solve_strict(*args).outcome(), check))
         numbers.singular = True
     # where nearly dependent rows were told from dependent ones wrongly, the other choice may do
     for span in OTHER_SPANS:
-        rows, part = rows_where(finite & doubtful(numbers, M, t))
-        if len(rows) and not numbers.singular:
-            write(rows, solve_strict(*part, options=options._replace(span=span)).outcome())
+        rows, part = rows_where(finite & ~singular & doubtful(numbers, M, t))
+        if len(rows):
+            write(rows, solve_strict(*part, options._replace(span=span)).outcome())
     numbers.status = torch.where(doubtful(numbers, M, t), INACCURATE, numbers.status)
     numbers.status = torch.where(finite, numbers.status, NOT_FINITE)
     numbers.converged = numbers.status == SOLVED
