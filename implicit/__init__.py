@@ -25,6 +25,7 @@ from .linear import (
     linear_solve,
 )
 from .minimize import FISTA, LBFGS, GradientDescent, MirrorDescent, minimize
+from .qp import QPInfo, QPSolution, qp
 from .report import GradientReport, gradient_report
 from .root import Bisection, Broyden, Chord, LevenbergMarquardt, Newton, custom_root, root
 
@@ -57,6 +58,8 @@ __all__ = [
     "OneStep",
     "Phantom",
     "Picard",
+    "QPInfo",
+    "QPSolution",
     "Truncated",
     "Unroll",
     "attach",
@@ -68,5 +71,6 @@ __all__ = [
     "hypergradient",
     "linear_solve",
     "minimize",
+    "qp",
     "root",
 ]
