@@ -49,6 +49,17 @@ LAYERS = {
         ("adjoint",),
         ("_loop", "iterate", "conditions", "report"),
         ("root", "fixed_point", "minimize"),
+        (
+            "_qp_status",
+            "_qp_dual",
+            "_qp_native",
+            "_qp_native_kkt",
+            "_qp_singular",
+            "_qp_solve",
+            "_qp_kkt",
+            "_qp_report",
+            "_qp_batch",
+        ),
         ("qp", "program", "bilevel", "equilibrium"),
     ),
 }
