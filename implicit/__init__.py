@@ -25,6 +25,7 @@ from .linear import (
     linear_solve,
 )
 from .minimize import FISTA, LBFGS, GradientDescent, MirrorDescent, minimize
+from .program import SCS, Clarabel, Program, program
 from .report import GradientReport, gradient_report
 from .root import Bisection, Broyden, Chord, LevenbergMarquardt, Newton, custom_root, root
 
@@ -34,6 +35,7 @@ __all__ = [
     "GMRES",
     "LBFGS",
     "LU",
+    "SCS",
     "Anderson",
     "Auto",
     "BiCGStab",
@@ -41,6 +43,7 @@ __all__ = [
     "Broyden",
     "Cholesky",
     "Chord",
+    "Clarabel",
     "ConvergenceError",
     "Equilibrium",
     "GradientDescent",
@@ -57,6 +60,7 @@ __all__ = [
     "OneStep",
     "Phantom",
     "Picard",
+    "Program",
     "Truncated",
     "Unroll",
     "attach",
@@ -68,5 +72,6 @@ __all__ = [
     "hypergradient",
     "linear_solve",
     "minimize",
+    "program",
     "root",
 ]
