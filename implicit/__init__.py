@@ -26,6 +26,7 @@ from .linear import (
 )
 from .minimize import FISTA, LBFGS, GradientDescent, MirrorDescent, minimize
 from .program import SCS, Clarabel, Program, program
+from .qp import QPInfo, QPSolution, qp
 from .report import GradientReport, gradient_report
 from .root import Bisection, Broyden, Chord, LevenbergMarquardt, Newton, custom_root, root
 
@@ -61,6 +62,8 @@ __all__ = [
     "Phantom",
     "Picard",
     "Program",
+    "QPInfo",
+    "QPSolution",
     "Truncated",
     "Unroll",
     "attach",
@@ -73,5 +76,6 @@ __all__ = [
     "linear_solve",
     "minimize",
     "program",
+    "qp",
     "root",
 ]

@@ -55,7 +55,8 @@ class NonNeg(Zero):
     def primal_violation(self, s: Tensor) -> Tensor:
         return outside(-s)
 
-    dual_violation = primal_violation
+    def dual_violation(self, y: Tensor) -> Tensor:
+        return self.primal_violation(y)
 
 
 class SecondOrder(NonNeg):
@@ -88,8 +89,6 @@ class SecondOrder(NonNeg):
         s = self.split(s)
         return outside(s[..., 1:].norm(dim=-1) - s[..., 0])
 
-    dual_violation = primal_violation
-
 
 class Semidefinite(NonNeg):
     """A positive semidefinite matrix as the triangle ``pairs`` of its entries, those off the diagonal times sqrt 2."""
@@ -119,8 +118,6 @@ class Semidefinite(NonNeg):
 
     def primal_violation(self, s: Tensor) -> Tensor:
         return outside(-torch.linalg.eigvalsh(self.matrix(s))[..., :1])
-
-    dual_violation = primal_violation
 
 
 class Triples(Zero):

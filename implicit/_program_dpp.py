@@ -60,9 +60,7 @@ def rewrite(part: Any) -> str:
     """What to write instead, by the kind of the offending atom."""
     name = type(part).__name__
     if name in ("quad_form", "QuadForm", "SymbolicQuadForm"):
-        return (
-            "Write cp.sum_squares(L @ x) with a parameter L, L'L = P (quad_form(x, P) only in a quadratic objective)."
-        )
+        return "Write cp.sum_squares(L @ x) with a parameter L, L'L = P."
     if name == "quad_over_lin":
         return "Pass the reciprocal of the denominator as a parameter and multiply by it."
     if name in ("MulExpression", "multiply"):
@@ -74,6 +72,8 @@ def rewrite(part: Any) -> str:
         return "Make the parametric factor one parameter, computed in torch."
     if name == "DivExpression":
         return "Make 1 / parameter a new parameter, computed in torch, and multiply by it."
-    if not part.variables() if hasattr(part, "variables") else False:
+    if not part.variables():
         return "Make it one new parameter, computed in torch from the old ones."
-    return "Make the parametric part a new parameter, computed in torch, or move it into a constraint t == ... on a new variable."
+    return (
+        "Make its parametric part a new parameter, computed in torch, or a new variable with t == ... as a constraint."
+    )

@@ -14,7 +14,7 @@ import itertools
 import warnings
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from .operator import apply_matrix
 # not unique; the derivative is then the one of least norm
 SINGULAR = 1e-11
 POLISH = 12
+UNKNOWN = "NaN or inf in the data"
 LIBRARY = torch.library.Library("implicit", "FRAGMENT")
 
 
@@ -47,7 +48,7 @@ class Known(LinearSolver):
     def solve(self, op: LinearOperator, b: Tensor, x0: Tensor | None = None) -> tuple[Tensor, LinearReport]:
         assert isinstance(op, Jacobian)
         x = apply_matrix(self.inverse.mT if op.transposed else self.inverse, b)
-        fine = x.isfinite().all(-1)
+        fine = torch.ones(x.shape[:-1], dtype=torch.bool)  # NaN belongs to the samples that have no solution
         return x, LinearReport(fine, torch.ones_like(fine, dtype=torch.int64), torch.zeros_like(x[..., 0]), "")
 
 
@@ -64,8 +65,8 @@ class Numbers:
 class Core:
     """Programmes over one product of cones, with n unknowns each, and how they are solved."""
 
-    made: weakref.WeakValueDictionary[int, Core] = weakref.WeakValueDictionary()
-    count = itertools.count()
+    made: ClassVar[weakref.WeakValueDictionary[int, Core]] = weakref.WeakValueDictionary()
+    count: ClassVar[Any] = itertools.count()
 
     def __init__(self, n: int, dims: Any, solver: ConeSolver, tol: float | None, on_fail: str) -> None:
         self.n, self.dims, self.solver, self.on_fail = n, dims, solver, on_fail
@@ -128,15 +129,15 @@ class Core:
         words, rows = [], []
         for data in zip(P, q, A, b, strict=True):
             finite = known or all(bool(t.isfinite().all()) for t in data)
-            x, y, word = self._one(*data) if finite else (None, None, "NaN or inf in the data")
+            x, y, word = self._one(*data) if finite else (q.new_zeros(self.n), b.new_zeros(self.cones.size), UNKNOWN)
             words.append(word)
-            rows.append(torch.zeros(self.n + self.cones.size, dtype=torch.float64) if x is None else torch.cat([x, y]))
+            rows.append(torch.cat([x, y]))
         z = torch.stack(rows) if rows else torch.zeros(0, self.n + self.cones.size, dtype=torch.float64)
         usable = z.isfinite().all(-1) & (z.abs().amax(-1) < 1e150 if z.shape[-1] else True)
         z = torch.where(usable.unsqueeze(-1), z, 0)
         z, inverse = self.polish(z, P, q, A, b)
         errors = self.error(z, P, q, A, b)
-        given = usable & torch.tensor([w != "NaN or inf in the data" for w in words], dtype=torch.bool)
+        given = usable & torch.tensor([w != UNKNOWN for w in words], dtype=torch.bool)
         good = given & (errors <= self.tol).all(-1)
         if not bool(good.all()):
             self.fail(good, errors, words)
@@ -145,7 +146,7 @@ class Core:
         shape = lambda t: t.reshape(*batch, *t.shape[1:])  # noqa: E731
         return Numbers(shape(z), shape(good), shape(inverse), shape(errors))
 
-    def _one(self, P: Tensor, q: Tensor, A: Tensor, b: Tensor) -> tuple[Tensor | None, Tensor | None, str]:
+    def _one(self, P: Tensor, q: Tensor, A: Tensor, b: Tensor) -> tuple[Tensor, Tensor, str]:
         x, y, word = self.solver.solve(P.numpy(), q.numpy(), A.numpy(), b.numpy(), self.dims)
         return torch.as_tensor(x, dtype=torch.float64), torch.as_tensor(y, dtype=torch.float64), word
 
@@ -186,8 +187,8 @@ class Core:
 
     # --- derivatives --------------------------------------------------------------------------------------------------
 
-    def solution(self, P: Tensor, q: Tensor, A: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """(z, good), differentiable; the samples that are not good are zeros."""
+    def solution(self, P: Tensor, q: Tensor, A: Tensor, b: Tensor) -> Tensor:
+        """x, differentiable; zeros, or NaN in value and gradient as ``on_fail`` says, where there is no solution."""
         linear: LinearSolver = LstSq(rtol=SINGULAR)
         if eager():
             found = self.numbers(P, q, A, b)
@@ -196,10 +197,12 @@ class Core:
             z, good = torch.ops.implicit.solve_program(P.detach(), q.detach(), A.detach(), b.detach(), self.key)
         cases = self.cases(z, A.detach(), b.detach())
         if z.numel() == 0:
-            return z + 0 * (q.sum() + b.sum()), good
-        # a sample without a solution has J = 0 and a zero cotangent
-        out = attach(z, self.residual, P, q, A, b, cases, batch_dims=1, linear=linear, check=False)
-        return out, good
+            return z[..., : self.n] + 0 * (q.sum() + b.sum())
+        z = attach(z, self.residual, P, q, A, b, cases, batch_dims=1, linear=linear, check=False)
+        if self.on_fail == "ignore":
+            return z[..., : self.n]
+        # not torch.where: the gradient of a sample that failed must be NaN too
+        return z[..., : self.n] * torch.where(good, 1.0, torch.nan).to(z).unsqueeze(-1)
 
 
 def _top(v: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from ._program_dpp import check_dpp
 from ._program_form import Form
 from ._program_solve import Core
 from ._program_solvers import SCS, Clarabel, ConeSolver
+from .linear import ConvergenceError
+from .operator import apply_matrix
+from .qp import qp
 
 __all__ = ["SCS", "Clarabel", "Program", "program"]
 
@@ -43,6 +46,7 @@ class Program(torch.nn.Module):
         self.signs = [{k: v for k, v in p.attributes.items() if v is True} for p in parameters]
         self.form = Form(problem, parameters, variables, solver.name)
         self.core = Core(self.form.n, self.form.dims, solver, tol, on_fail)
+        self.quadratic = self.core.cones.polyhedral and self._strongly_convex(parameters)
 
     def extra_repr(self) -> str:
         inputs = ", ".join(f"{n}: {s}" for n, s in zip(self.names, self.shapes, strict=True))
@@ -53,15 +57,33 @@ class Program(torch.nn.Module):
         lead = self._check(tensors)
         count = lead.numel()
         rows = [self._rows(t, shape, lead, count) for t, shape in zip(tensors, self.shapes, strict=True)]
-        z, good = self.core.solution(*self.form.data(self.form.theta(rows)))
-        x = z[..., : self.form.n]
-        if self.core.on_fail != "ignore":
-            x = torch.where(good.unsqueeze(-1), x, torch.nan)
+        P, q, A, b = self.form.data(self.form.theta(rows))
+        x = self._quadratic(P, q, A, b) if self.quadratic else self.core.solution(P, q, A, b)
         dtype = torch.float64 if not tensors else self._dtype(tensors)
         device = tensors[0].device if tensors else torch.device("cpu")
         x = x.expand(count, self.form.n) if len(x) != count else x
         outputs = (self.form.recover(x, index) for index in self.form.outputs)
         return tuple(o.reshape(*lead, *o.shape[1:]).to(device=device, dtype=dtype) for o in outputs)
+
+    def _strongly_convex(self, parameters: Sequence[Any]) -> bool:
+        """Whether x'Px is positive on the null space of the equalities, for parameters in general position."""
+        if self.form.P is None:
+            return False
+        generator = torch.Generator().manual_seed(0)
+        P, q, A, b = self.form.data(self.form.theta([example(p, generator) for p in parameters]))
+        return bool((torch.linalg.cholesky_ex(penalized(P, q, A, b, self.form.dims.zero)[0]).info == 0).all())
+
+    def _quadratic(self, P: Tensor, q: Tensor, A: Tensor, b: Tensor) -> Tensor:
+        free = self.form.dims.zero
+        P, q = penalized(P, q, A, b, free)
+        equal = (A[..., :free, :], b[..., :free]) if free else (None, None)
+        below = (A[..., free:, :], b[..., free:]) if free < b.shape[-1] else (None, None)
+        data = [t if t is None or len(t) > 1 else t[0] for t in (P, q, *equal, *below)]
+        data[1] = q  # keeps the batch dim
+        try:
+            return qp(*data, on_fail=self.core.on_fail).x  # type: ignore[arg-type]
+        except ConvergenceError as failure:
+            raise ConvergenceError(f"the programme, as the QP that cvxpy makes of it: {failure}") from None
 
     @staticmethod
     def _dtype(tensors: Sequence[Tensor]) -> torch.dtype:
@@ -96,16 +118,36 @@ class Program(torch.nn.Module):
         try:
             lead = torch.broadcast_shapes(*leads)
         except RuntimeError:
-            raise ValueError(
-                f"the leading dims of the parameters do not broadcast: {dict(zip(self.names, map(tuple, leads), strict=True))}"
-            ) from None
+            shown = ", ".join(f"{n} {tuple(d)}" for n, d in zip(self.names, leads, strict=True))
+            raise ValueError(f"the leading dims of the parameters do not broadcast: {shown}") from None
         if not torch.compiler.is_compiling():
             for t, name, attributes in zip(tensors, self.names, self.signs, strict=True):
                 check_values(raw(t), name, attributes, self.core.on_fail)
         return lead
 
 
-def check_values(t: Tensor, name: str, attributes: dict[str, bool], on_fail: str) -> None:
+def penalized(P: Tensor, q: Tensor, A: Tensor, b: Tensor, free: int) -> tuple[Tensor, Tensor]:
+    """x'Px/2 + q'x plus r |Ax - b|^2 / 2 over the equalities: the same on the feasible set, and there strongly convex
+    where P is so on their null space. Variables that cvxpy adds make P singular, but not this."""
+    if free == 0:
+        return P, q
+    A, b = A[..., :free, :], b[..., :free]
+    r = P.detach().abs().amax((-2, -1)) / A.detach().square().sum(-2).amax(-1).clamp(min=1e-300)
+    return P + r[..., None, None] * (A.mT @ A), q - r.unsqueeze(-1) * apply_matrix(A.mT, b)
+
+
+def example(parameter: Any, generator: torch.Generator) -> Tensor:
+    """A value (1, *shape) in general position, with the parameter's attributes."""
+    t = torch.randn(1, *parameter.shape, generator=generator, dtype=torch.float64)
+    has = parameter.attributes
+    if has["nonneg"] or has["pos"] or has["nonpos"] or has["neg"]:
+        return t.abs() if has["nonneg"] or has["pos"] else -t.abs()
+    if has["PSD"] or has["NSD"]:
+        return (t @ t.mT) * (1 if has["PSD"] else -1)
+    return t + t.mT if has["symmetric"] else t
+
+
+def check_values(t: Tensor, name: str, attributes: dict[str, Any], on_fail: str) -> None:
     """ValueError where a tensor lacks what its cvxpy parameter declares, which the convexity rests on."""
     if on_fail == "raise" and not bool(t.isfinite().all()):
         raise ValueError(f"parameter {name} holds NaN or inf; on_fail='nan' gives NaN for such samples only")
@@ -132,7 +174,7 @@ def program(
     tol: float | None = None,
     on_fail: str = "raise",
 ) -> Program:
-    """A convex cvxpy problem as a differentiable function of its parameters: x*(theta) = argmin f(x, theta), x in C(theta).
+    """A convex cvxpy problem as a differentiable function: x(theta) = argmin f(x, theta) over x in C(theta).
 
     Args:
         problem: a ``cvxpy.Problem``, convex (DCP) and affine in its parameters where cvxpy asks for that (DPP).
