@@ -25,7 +25,7 @@ from .linear import (
     linear_solve,
 )
 from .minimize import FISTA, LBFGS, GradientDescent, MirrorDescent, minimize
-from .program import SCS, Clarabel, Program, program
+from .program import SCS, Clarabel, HiGHS, Program, program
 from .qp import QPInfo, QPSolution, qp
 from .report import GradientReport, gradient_report
 from .root import Bisection, Broyden, Chord, LevenbergMarquardt, Newton, custom_root, root
@@ -49,6 +49,7 @@ __all__ = [
     "Equilibrium",
     "GradientDescent",
     "GradientReport",
+    "HiGHS",
     "Implicit",
     "Info",
     "LevenbergMarquardt",

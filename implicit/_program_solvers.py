@@ -113,3 +113,45 @@ class SCS(ConeSolver):
         options = {"eps_abs": self.eps, "eps_rel": self.eps, "max_iters": int(self.max_iters), "verbose": False}
         out = scs.SCS(data, {k: v for k, v in cone.items() if v}, **options).solve()
         return out["x"], out["y"], out["info"]["status"]
+
+
+@dataclass(frozen=True, eq=False)
+class HiGHS(ConeSolver):
+    """HiGHS, a simplex method, for linear programmes: the solution is a vertex, also where it is not unique.
+
+    Args:
+        tol: tolerance of feasibility; Newton steps on the optimality conditions follow anyway.
+
+    Source: Huangfu, Hall 2018, "Parallelizing the dual revised simplex method".
+
+    Example:
+        >>> implicit.HiGHS()
+        HiGHS(tol=1e-09)
+    """
+
+    tol: float = 1e-9
+
+    name = "CLARABEL"  # the canonical form is the same
+
+    def __post_init__(self) -> None:
+        check_setting(self.tol, "tol")
+
+    @staticmethod
+    def pairs(n: int) -> list[tuple[int, int]]:
+        return Clarabel.pairs(n)
+
+    def solve(self, P: Any, q: Any, A: Any, b: Any, dims: Any) -> tuple[Any, Any, str]:
+        import numpy as np
+        from scipy import optimize, sparse
+
+        if P.any() or dims.soc or dims.psd or dims.exp or dims.p3d:
+            raise ValueError("HiGHS() is for linear programmes; use Clarabel()")
+        free, options = dims.zero, {"primal_feasibility_tolerance": self.tol, "dual_feasibility_tolerance": self.tol}
+        equal = {"A_eq": sparse.csr_matrix(A[:free]), "b_eq": b[:free]} if free else {}
+        below = {"A_ub": sparse.csr_matrix(A[free:]), "b_ub": b[free:]} if len(b) > free else {}
+        found = optimize.linprog(q, **below, **equal, bounds=(None, None), method="highs-ds", options=options)
+        if found.x is None:
+            word = {2: "Infeasible", 3: "Unbounded"}.get(found.status, found.message)
+            return np.zeros_like(q), np.zeros_like(b), word
+        dual = [found[part].marginals for part, used in (("eqlin", equal), ("ineqlin", below)) if used]
+        return found.x, -np.concatenate(dual) if dual else np.zeros(0), "Optimal"

@@ -14,12 +14,12 @@ from ._jacobian import check_on_fail
 from ._program_dpp import check_dpp
 from ._program_form import Form
 from ._program_solve import Core
-from ._program_solvers import SCS, Clarabel, ConeSolver
+from ._program_solvers import SCS, Clarabel, ConeSolver, HiGHS
 from .linear import ConvergenceError
 from .operator import apply_matrix
 from .qp import qp
 
-__all__ = ["SCS", "Clarabel", "Program", "program"]
+__all__ = ["SCS", "Clarabel", "HiGHS", "Program", "program"]
 
 
 class Program(torch.nn.Module):
@@ -81,7 +81,7 @@ class Program(torch.nn.Module):
         data = [t if t is None or len(t) > 1 else t[0] for t in (P, q, *equal, *below)]
         data[1] = q  # keeps the batch dim
         try:
-            return qp(*data, on_fail=self.core.on_fail).x  # type: ignore[arg-type]
+            return qp(*data, on_fail=self.core.on_fail).x
         except ConvergenceError as failure:
             raise ConvergenceError(f"the programme, as the QP that cvxpy makes of it: {failure}") from None
 

@@ -2,6 +2,7 @@
 
 from .base import Polytope
 from .permutahedron import OrderPolytope, Permutahedron
+from .program import ConvexSet
 from .simplex import CappedSimplex, Hypercube, Simplex
 
-__all__ = ["CappedSimplex", "Hypercube", "OrderPolytope", "Permutahedron", "Polytope", "Simplex"]
+__all__ = ["CappedSimplex", "ConvexSet", "Hypercube", "OrderPolytope", "Permutahedron", "Polytope", "Simplex"]
