@@ -16,7 +16,7 @@ from .._axes import Rows
 from .._opaque import opaque
 from .._regularizer import Mixing, Regularizer
 from ..regularizers import Quadratic
-from ._wolfe import face, project
+from ._wolfe import project, within
 from .base import Polytope
 
 
@@ -105,8 +105,8 @@ class OraclePolytope(Polytope):
     def contains(self, y: Tensor, tol: float = 1e-6) -> Tensor:
         """Whether each y is no further than ``tol`` from the polytope, by its projection."""
         rows = Rows(y)
-        apart = self._soft(Rows(rows.x.detach()), Quadratic(1.0)) - rows.x
-        return (apart.abs().amax(-1) <= tol) & ~rows.bad.squeeze(-1)
+        found = within(self.vertex, _numbers(rows.x), tol) if rows.x.numel() else []
+        return torch.as_tensor(found, dtype=torch.bool, device=y.device).reshape(rows.batch) & ~rows.bad.squeeze(-1)
 
     def vertices(self, n: int | None = None) -> Tensor:
         raise NotImplementedError("OraclePolytope does not list its vertices; it finds one at a time by maximize")
@@ -127,8 +127,9 @@ def _face(u: Tensor, key: int) -> tuple[Tensor, Tensor]:
     oracle = OraclePolytope.made[key].vertex
     origin, basis = np.zeros_like(rows), np.zeros((*rows.shape, n))
     if rows.size:
-        for i, (vertices, y) in enumerate(zip(*project(oracle, rows), strict=True)):
-            origin[i], basis[i] = vertices[0], face(oracle, rows[i], y, vertices)
+        for i, row in enumerate(project(oracle, rows)):
+            origin[i] = row.vertices[0]
+            basis[i, :, : row.basis.shape[1]] = row.basis
     batch = u.shape[:-1]
     return torch.from_numpy(origin).reshape(*batch, n).to(u), torch.from_numpy(basis).reshape(*batch, n, n).to(u)
 
