@@ -105,7 +105,8 @@ class OraclePolytope(Polytope):
     def contains(self, y: Tensor, tol: float = 1e-6) -> Tensor:
         """Whether each y is no further than ``tol`` from the polytope, by its projection."""
         rows = Rows(y)
-        found = within(self.vertex, _numbers(rows.x), tol) if rows.x.numel() else []
+        numbers = _numbers(rows.x)
+        found = within(self.vertex, numbers, tol) if numbers.size else numbers.sum(-1)
         return torch.as_tensor(found, dtype=torch.bool, device=y.device).reshape(rows.batch) & ~rows.bad.squeeze(-1)
 
     def vertices(self, n: int | None = None) -> Tensor:
