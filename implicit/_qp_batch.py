@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ._qp_kkt import stack_rows
 from ._qp_report import report
-from ._qp_solve import Numbers, has_native, solve_numbers
+from ._qp_solve import Numbers, solve_numbers
 
 Data = tuple[Tensor | None, ...]
-LIBRARY = torch.library.Library("implicit", "DEF")
+LIBRARY = torch.library.Library("implicit", "FRAGMENT")
 SIGNATURE = (
     "qp(Tensor Q, Tensor c, Tensor? A, Tensor? b, Tensor? G, Tensor? h, float tol, int max_iter, str on_fail)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -38,15 +38,14 @@ def flatten(data: Data, batch: torch.Size) -> tuple[Tensor, Tensor, Tensor, Tens
     Q, c = rows_of(Q, batch, 2, False), rows_of(c, batch, 1, True)  # type: ignore[arg-type]
     A, G = (None if v is None else rows_of(v, batch, 2, False) for v in (A, G))
     b, h = (None if v is None else rows_of(v, batch, 1, True) for v in (b, h))
-    return Q, c, *stack_rows(Q, c, A, b, G, h)
+    return Q, c, *stack_rows(Q, A, b, G, h)
 
 
 def solve_batch(rows: tuple[Tensor, Tensor, Tensor, Tensor], free: int, tol: float, max_iter: int) -> Numbers:
     Q, c, M, t = rows
     if M.ndim == 2:
         M, t = M.unsqueeze(0), t.expand(len(c), 0)
-    with torch.no_grad():
-        return solve_numbers(Q, c, M, t, free, tol, max_iter, has_native(Q.device))
+    return solve_numbers(Q, c, M, t, free, tol, max_iter)
 
 
 def solve_eagerly(
@@ -68,7 +67,7 @@ def solve_eagerly(
         report(numbers, data, batch, free, tol, on_fail)
     n, k = numbers.x.shape[-1], numbers.lam.shape[-1]
     vectors = numbers.x.reshape(*batch, n), numbers.lam.reshape(*batch, k), numbers.active.reshape(*batch, k)
-    each = (numbers.status, numbers.iterations, numbers.residual, numbers.margin)
+    each = (numbers.converged, numbers.iterations, numbers.residual, numbers.margin)
     return tuple(v.clone() for v in (*vectors, *(v.reshape(batch) for v in each)))
 
 
@@ -80,9 +79,8 @@ def batch_of(data: Data) -> torch.Size:
 def fake(Q: Tensor, c: Tensor, A: Any, b: Any, G: Any, h: Any, tol: float, max_iter: int, on_fail: str) -> Any:
     batch, n = batch_of((Q, c, A, b, G, h)), Q.shape[-1]
     k = (0 if A is None else A.shape[-2]) + (0 if G is None else G.shape[-2])
-    new = lambda *shape, dtype=torch.float64: Q.new_empty(*batch, *shape, dtype=dtype)  # noqa: E731
-    whole = torch.int64
-    return new(n), new(k), new(k, dtype=torch.bool), new(dtype=whole), new(dtype=whole), new(), new()
+    new = lambda *shape, dtype=torch.float64: Q.new_empty((*batch, *shape), dtype=dtype)  # noqa: E731
+    return new(n), new(k), new(k, dtype=torch.bool), new(dtype=torch.bool), new(dtype=torch.int64), new(), new()
 
 
 def batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._qp_status import DEPENDENT, INFEASIBLE, SOLVED, STOPPED
+from ._qp_status import INFEASIBLE, SOLVED, STOPPED
 
 # a row nearer than this (squared, relative) to the span of the active ones depends on them
 SPAN = 1e-11
@@ -39,8 +39,8 @@ def product(S: Tensor, v: Tensor) -> Tensor:
 class Dual:
     """The state of a batch of duals, all tensors (rows, k)."""
 
-    def __init__(self, S: Tensor, r: Tensor, noise: Tensor, free: int) -> None:
-        self.S, self.noise, self.free = S, noise, free
+    def __init__(self, S: Tensor, r: Tensor, noise: Tensor, free: int, rank: int) -> None:
+        self.S, self.noise, self.free, self.rank = S, noise, free, rank
         self.diag = S.diagonal(dim1=-2, dim2=-1).expand_as(r)
         self.root = self.diag.sqrt()
         self.r = r
@@ -52,7 +52,7 @@ class Dual:
         self.iterations = torch.zeros_like(self.status)
 
     def take(self, rows: Tensor) -> Dual:
-        part = Dual(self.S if len(self.S) == 1 else self.S[rows], self.r[rows], self.noise[rows], self.free)
+        part = Dual(self.S if len(self.S) == 1 else self.S[rows], self.r[rows], self.noise[rows], self.free, self.rank)
         part.iterations = self.iterations[rows]
         return part
 
@@ -66,10 +66,10 @@ class Dual:
         size = (lam * right).sum(-1, keepdim=True).clamp(min=0).sqrt()
         return product(self.S, lam) - self.r, ROUNDING * (self.noise + self.root * size)
 
-    def newton(self) -> None:
+    def newton(self, max_iter: int) -> None:
         """Primal-dual active set, for those rows that it settles beyond doubt."""
         new = (self.r > ROUNDING * self.noise) | self.sign_free
-        for _ in range(STEPS):
+        for _ in range(min(STEPS, max_iter)):
             active = new
             factor, info = torch.linalg.cholesky_ex(masked(self.S, active))
             lam = solve_masked(factor, active, self.r)
@@ -82,7 +82,7 @@ class Dual:
         pivots = factor.diagonal(dim1=-2, dim2=-1).square()
         # an inactive row without slack may belong to another choice of active rows: the other method chooses
         vague = (~active & (w.abs() <= error)) | (active & (pivots <= SPAN * self.diag))
-        fine = (new == active).all(-1) & (info == 0) & ~vague.any(-1)
+        fine = (new == active).all(-1) & (info == 0) & ~vague.any(-1) & (active.sum(-1) <= self.rank)
         self.lam, self.active = torch.where(active, lam, 0), active
         self.status = torch.where(fine, SOLVED, STOPPED)
 
@@ -90,10 +90,10 @@ class Dual:
         """One row of the constraints at a time, the most violated one, keeping the multipliers' signs."""
         S, r = self.S, self.r
         lam, active = torch.zeros_like(r), torch.zeros_like(r, dtype=torch.bool)
-        skipped, dependent = active.clone(), torch.zeros_like(self.status, dtype=torch.bool)
+        skipped = active.clone()
         each = torch.arange(len(r), device=r.device)
         full = S.expand(len(r), *S.shape[1:])
-        done = dependent.clone()
+        done = torch.zeros_like(self.status, dtype=torch.bool)
 
         def direction(row: Tensor) -> tuple[Tensor, Tensor]:
             factor = torch.linalg.cholesky_ex(masked(S, active))[0]
@@ -101,11 +101,8 @@ class Dual:
             d = solve_masked(factor, active, column)
             return d, column[each, row] - (d * column).sum(-1)
 
-        for row in range(self.free):
-            gap = direction(each * 0 + row)[1]
-            good = gap > SPAN * self.diag[:, row]
-            active[:, row] = good
-            dependent |= ~good
+        for i in range(self.free):
+            active[:, i] = direction(torch.full_like(each, i))[1] > SPAN * self.diag[:, i]
         factor = torch.linalg.cholesky_ex(masked(S, active))[0]
         lam = solve_masked(factor, active, r)
         w, error = self.slack(lam)
@@ -122,7 +119,7 @@ class Dual:
         fixed = self.sign_free
         chosen = torch.full_like(self.status, -1)
         slack = torch.zeros_like(r[:, 0])
-        for _ in range(max_iter):
+        for _ in range(max_iter + 1):
             w, error = self.slack(torch.where(active | (lam > 0), lam, 0))
             worth = torch.where(active | skipped | fixed | (w >= -error), torch.inf, w / self.root)
             best = worth.argmin(-1)
@@ -137,8 +134,10 @@ class Dual:
             row = chosen.clamp(min=0)
             slack = torch.where(fresh, w[each, row], slack)
             d, gap = direction(row)
-            flat = gap <= SPAN * self.diag[each, row]
-            ratio = torch.where(active & ~fixed & (d > 0), lam / d, torch.inf)
+            flat = (gap <= SPAN * self.diag[each, row]) | (active.sum(-1) >= self.rank)
+            # where the row depends on the active ones a coefficient that is rounding must not block
+            least = torch.where(flat, 10 * SPAN * self.root[each, row], 0).unsqueeze(-1)
+            ratio = torch.where(active & ~fixed & (d * self.root > least), lam / d, torch.inf)
             step, block = ratio.min(-1)
             whole = torch.where(flat, torch.inf, -slack / gap)
             enter = ~done & ~flat & (whole <= step)
@@ -167,26 +166,20 @@ class Dual:
         lam = lam - solve_masked(factor, active, w)
         self.active = active & (fixed | (lam * self.diag > error))
         self.lam = torch.where(self.active, lam, 0)
-        self.status = torch.where((self.status == SOLVED) & dependent, DEPENDENT, self.status)
 
 
 def solve_dual(
-    S: Tensor, r: Tensor, noise: Tensor, free: int, max_iter: int, tol: float, native: bool, limit: int
+    S: Tensor, r: Tensor, noise: Tensor, free: int, rank: int, max_iter: int, tol: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(lam, active, ray, status, iterations), from S: (rows or 1, k, k) and r: (rows, k).
 
     Args:
         noise: the magnitude of the terms of r; a row without bound has r = -inf, noise = inf.
+        rank: how many rows can be independent, at most.
         tol: violation, relative to noise, of a dependent row that makes a problem infeasible.
-        native: use the compiled method.
-        limit: how many rows can be independent, at most.
     """
-    if native:
-        from . import _qp_native
-
-        return _qp_native.run(S, r, noise, free, max_iter, SPAN, tol, limit)
-    dual = Dual(S, r, noise, free)
-    dual.newton()
+    dual = Dual(S, r, noise, free, rank)
+    dual.newton(max_iter)
     rest = (dual.status != SOLVED).nonzero().squeeze(-1)
     if len(rest):
         part = dual.take(rest)

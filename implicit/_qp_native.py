@@ -1,4 +1,4 @@
-"""The dual of a QP by compiled code (numba, at its first use only): the contract of ``_qp_dual.solve_dual``."""
+"""The dual of one QP by compiled code (numba, imported at its first use): Goldfarb and Idnani's method, 1983."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Any
 
 import numba
 import numpy as np
-from torch import Tensor
 
-from ._qp_status import DEPENDENT, INFEASIBLE, SOLVED, STOPPED
+from ._qp_status import INFEASIBLE, SOLVED, STOPPED
 
 # sums in any order, so that they are done in vector registers; infinities and NaN keep their meaning
 SUMS = {"reassoc", "nsz", "contract"}
@@ -25,7 +24,7 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @jit
-def _forward(L, q, v):  # type: ignore[no-untyped-def]
+def forward(L, q, v):  # type: ignore[no-untyped-def]
     """v <- L^-1 v in place, for the leading q unknowns."""
     for i in range(q):
         total = v[i]
@@ -35,7 +34,7 @@ def _forward(L, q, v):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _backward(L, q, v):  # type: ignore[no-untyped-def]
+def backward(L, q, v):  # type: ignore[no-untyped-def]
     """v <- L^-T v in place."""
     for i in range(q - 1, -1, -1):
         v[i] /= L[i, i]
@@ -65,7 +64,7 @@ def _extend(S, L, q, order, row, v):  # type: ignore[no-untyped-def]
     total = S[row, row]
     for i in range(q):
         v[i] = S[row, order[i]]
-    _forward(L, q, v)
+    forward(L, q, v)
     for i in range(q):
         total -= v[i] * v[i]
     return total
@@ -91,19 +90,19 @@ def _slack(S, r, lam, order, q, w):  # type: ignore[no-untyped-def]
 def _solve_active(S, L, q, order, right, v):  # type: ignore[no-untyped-def]
     for i in range(q):
         v[i] = right[order[i]]
-    _forward(L, q, v)
-    _backward(L, q, v)
+    forward(L, q, v)
+    backward(L, q, v)
 
 
 @jit
-def _one(S, r, noise, free, max_iter, dependent, tol, lam, active, ray, L, order, v, w):  # type: ignore[no-untyped-def]
-    """Goldfarb and Idnani's dual method for one problem. Returns (status, iterations)."""
+def solve_dual(S, r, noise, free, max_iter, dependent, tol, lam, active, ray, L, order, v, w):  # type: ignore[no-untyped-def]
+    """See ``_qp_dual``; writes lam, active and ray, returns (status, iterations). L, order, v, w are work space."""
     k = len(r)
     eps = 2.0**-52
     q = 0
     for row in range(free):
         gap = _extend(S, L, q, order, row, v)
-        if gap > dependent * S[row, row]:
+        if q < len(L) - 1 and gap > dependent * S[row, row]:
             for i in range(q):
                 L[q, i] = v[i]
             L[q, q] = np.sqrt(gap)
@@ -117,7 +116,7 @@ def _one(S, r, noise, free, max_iter, dependent, tol, lam, active, ray, L, order
     for row in range(free):
         if abs(w[row]) > tol * (noise[row] + np.sqrt(S[row, row]) * size):
             _extend(S, L, q, order, row, v)
-            _backward(L, q, v)
+            backward(L, q, v)
             sign = -1.0 if w[row] > 0 else 1.0
             ray[row] = sign
             for i in range(q):
@@ -143,14 +142,15 @@ def _one(S, r, noise, free, max_iter, dependent, tol, lam, active, ray, L, order
             if iterations > max_iter:
                 return STOPPED, max_iter
             gap = _extend(S, L, q, order, row, v)
-            flat = gap <= dependent * S[row, row]
+            flat = q == len(L) - 1 or not gap > dependent * S[row, row]
             if not flat:
                 for i in range(q):
                     L[q, i] = v[i]
-            _backward(L, q, v)
+            backward(L, q, v)
             step, block = np.inf, -1
+            least = 10 * dependent * np.sqrt(S[row, row]) if flat else 0.0
             for i in range(fixed, q):
-                if v[i] > 0.0 and lam[order[i]] < step * v[i]:
+                if v[i] * np.sqrt(S[order[i], order[i]]) > least and lam[order[i]] < step * v[i]:
                     step, block = lam[order[i]] / v[i], i
             if flat and block < 0:
                 if slack >= -tol * (noise[row] + np.sqrt(S[row, row]) * size):
@@ -198,28 +198,4 @@ def _one(S, r, noise, free, max_iter, dependent, tol, lam, active, ray, L, order
         active[j] = i < fixed or lam[j] * S[j, j] > 1e3 * eps * (noise[j] + root * size)
         if not active[j]:
             lam[j] = 0.0
-    return SOLVED if fixed == free else DEPENDENT, iterations
-
-
-@jit
-def _all(S, r, noise, free, max_iter, dependent, tol, limit, lam, active, ray, status, iterations):  # type: ignore[no-untyped-def]
-    k = r.shape[1]
-    L, order, v, w = np.empty((limit, limit)), np.empty(limit, np.int64), np.empty(limit), np.empty(k)
-    for i in range(r.shape[0]):
-        s = S[i if S.shape[0] > 1 else 0]
-        status[i], iterations[i] = _one(
-            s, r[i], noise[i], free, max_iter, dependent, tol, lam[i], active[i], ray[i], L, order, v, w
-        )
-
-
-def run(
-    S: Tensor, r: Tensor, noise: Tensor, free: int, max_iter: int, dependent: float, tol: float, limit: int
-) -> tuple[Tensor, ...]:
-    """(lam, active, ray, status, iterations) of every row of r."""
-    rows, k = r.shape
-    lam, ray = r.new_zeros(2, rows, k)
-    active = r.new_zeros(rows, k, dtype=bool)  # type: ignore[call-overload]
-    counts = r.new_zeros(2, rows, dtype=int)  # type: ignore[call-overload]
-    arrays = (lam.numpy(), active.numpy(), ray.numpy(), counts[0].numpy(), counts[1].numpy())
-    _all(S.contiguous().numpy(), r.numpy(), noise.numpy(), free, max_iter, dependent, tol, limit, *arrays)
-    return lam, active, ray, counts[0], counts[1]
+    return SOLVED, iterations

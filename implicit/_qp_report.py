@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._qp_solve import Numbers
-from ._qp_status import DEPENDENT, INACCURATE, INDEFINITE, INFEASIBLE, NOT_UNIQUE, SOLVED, STOPPED, UNBOUNDED
+from ._qp_status import INACCURATE, INDEFINITE, INFEASIBLE, NOT_FINITE, NOT_UNIQUE, STOPPED, UNBOUNDED
 from .linear import ConvergenceError
 
 NAMES = ("Q", "c", "A", "b", "G", "h")
@@ -19,13 +19,9 @@ def report(
     numbers: Numbers, data: tuple[Tensor | None, ...], batch: torch.Size, free: int, tol: float, on_fail: str
 ) -> None:
     """Raise or warn if a problem has no answer."""
-    status = numbers.status
-    if bool((status == SOLVED).all()):
+    if not numbers.failed or on_fail not in ("raise", "warn"):
         return
-    good = (status == SOLVED) | (status == DEPENDENT)
-    if on_fail not in ("raise", "warn") or bool(good.all()):
-        return
-    bad = (~good).nonzero().squeeze(-1).tolist()
+    bad = (~numbers.converged).nonzero().squeeze(-1).tolist()
     row = bad[0]
     where = "" if not batch else f" {index_of(row, batch)} of the batch {tuple(batch)}"
     kind, text = describe(row, numbers, data, batch, free, tol)
@@ -64,6 +60,8 @@ def describe(
         names = ", ".join(f"A[{i}]" if i < free else f"G[{i - free}]" for i in rows[:12])
         names += ", ..." if len(rows) > 12 else ""
         weights = ", ".join(f"{ray[i].item():.3g}" for i in rows[:12])
+        if len(rows) == 1:
+            return ConvergenceError, f"is infeasible: the row {names} is zero, and its right side cannot be met"
         return ConvergenceError, (
             f"is infeasible: the constraints {names} contradict each other (weighted by {weights} their left sides "
             'cancel and their right sides add up to less than zero); loosen one of them, or pass on_fail="nan"'
@@ -76,12 +74,17 @@ def describe(
             "add a multiple of the identity to Q"
         )
     if status == UNBOUNDED:
-        return ConvergenceError, "is unbounded below: bound x by constraints, or add a multiple of the identity to Q"
+        return ConvergenceError, (
+            "is unbounded below: c falls along a direction where Q is zero and no constraint ends it; bound x by "
+            "constraints, or add a multiple of the identity to Q"
+        )
     if status == NOT_UNIQUE:
         return ConvergenceError, (
             "has no unique solution, so that it has no derivative: Q is singular along a direction that the active "
             "constraints leave free; add a small multiple of the identity to Q"
         )
+    if status == NOT_FINITE:
+        return ValueError, "overflows: rescale the data"
     if status == STOPPED:
         return ConvergenceError, f"is not solved after {int(numbers.iterations[row])} steps; raise max_iter"
     assert status == INACCURATE

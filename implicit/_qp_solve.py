@@ -8,35 +8,54 @@ x = -L'^-1 (u + Y lam). The active rows alone decide: what is returned solves th
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._qp_dual import solve_dual
-from ._qp_status import DEPENDENT, INACCURATE, INDEFINITE, SOLVED
+from ._qp_dual import masked, solve_dual, solve_masked
+from ._qp_singular import solve_singular
+from ._qp_status import INACCURATE, INDEFINITE, NOT_FINITE, SOLVED
+
+# relative residual above which a solution is refined
+FINE = 1e-14
+FIELDS = ("x", "lam", "active", "ray", "residual", "margin", "status", "iterations", "converged")
 
 
 @dataclass(eq=False)
 class Numbers:
-    """What is known of each problem: every tensor has ``rows`` first, L and Y have 1 where all problems share them."""
+    """What is known of each problem: every tensor has ``rows`` first; L, Y, S have 1 where all problems share them."""
 
     x: Tensor
     lam: Tensor
     active: Tensor
-    status: Tensor
-    iterations: Tensor
+    ray: Tensor
     residual: Tensor
     margin: Tensor
-    ray: Tensor
+    status: Tensor
+    iterations: Tensor
+    converged: Tensor
     L: Tensor
     Y: Tensor
     S: Tensor
+    failed: int
+    singular: bool = False  # L is of no use in some of them
+
+    def outcome(self) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, name) for name in FIELDS)
 
 
-def has_native(device: torch.device) -> bool:
-    return device.type == "cpu" and importlib.util.find_spec("numba") is not None
+@functools.cache
+def has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
+
+
+def native(device: torch.device) -> bool:
+    """Whether the compiled path is taken, which needs the CPU."""
+    return device.type == "cpu" and has_numba()
 
 
 def apply(matrix: Tensor, v: Tensor) -> Tensor:
@@ -52,48 +71,123 @@ def upper_solve(L: Tensor, v: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(L.mT, v.unsqueeze(-1), upper=True).squeeze(-1)
 
 
-def solve_numbers(
-    Q: Tensor, c: Tensor, M: Tensor, t: Tensor, free: int, tol: float, max_iter: int, native: bool
-) -> Numbers:
+def solve_numbers(Q: Tensor, c: Tensor, M: Tensor, t: Tensor, free: int, tol: float, max_iter: int) -> Numbers:
     """Q: (rows or 1, n, n), c: (rows, n), M: (rows or 1, k, n), t: (rows, k), in float64."""
-    n, k = M.shape[-1], M.shape[-2]
-    H = (Q + Q.mT) / 2
-    L, flaw = torch.linalg.cholesky_ex(H)
-    pivots = L.diagonal(dim1=-2, dim2=-1)
-    poor = (flaw > 0) | ~(pivots.square() > 8 * n * 2.0**-52 * H.diagonal(dim1=-2, dim2=-1).abs()).all(-1)
+    numbers = solve_strict(Q, c, M, t, free, tol, max_iter)
+    if numbers.failed:
+        explain(numbers, Q, c, M, t, free, tol, max_iter)
+    return numbers
+
+
+def solve_strict(Q: Tensor, c: Tensor, M: Tensor, t: Tensor, free: int, tol: float, max_iter: int) -> Numbers:
+    """Strictly convex problems; the others are INDEFINITE."""
+    L, flaw = torch.linalg.cholesky_ex((Q + Q.mT).mul_(0.5))
     Y = torch.linalg.solve_triangular(L, M.mT, upper=False)
-    u = lower_solve(L, c)
     S = Y.mT @ Y
-    inner = apply(Y.mT, u)
+    if native(Q.device):
+        from . import _qp_native_kkt
+
+        found, failed = _qp_native_kkt.finish(Q, c, M, t, L, flaw, Y, S, free, tol, max_iter)
+    else:
+        found, failed = finish(Q, c, M, t, L, flaw, Y, S, free, tol, max_iter)
+    fields: dict[str, Any] = dict(zip(FIELDS, found, strict=True))
+    return Numbers(**fields, L=L, Y=Y, S=S, failed=failed)
+
+
+def explain(numbers: Numbers, Q: Tensor, c: Tensor, M: Tensor, t: Tensor, free: int, tol: float, max_iter: int) -> None:
+    """Tells bad data from a singular Q, and solves the latter."""
+    whole = lambda v: v.isfinite().reshape(len(v), -1).all(-1)  # noqa: E731
+    finite = whole(Q) & whole(c) & whole(M) & ~(t.isnan() | (t == -torch.inf)).any(-1)
+    status = torch.where(finite, numbers.status, NOT_FINITE)
+    rows = ((status == INDEFINITE) & finite).nonzero().squeeze(-1)
+    if len(rows):
+        take = lambda v: v[rows] if len(v) > 1 else v.expand(len(rows), *v.shape[1:])  # noqa: E731
+
+        def strict(*args: Any) -> tuple[tuple[Tensor, ...], int]:
+            found = solve_strict(*args)
+            return found.outcome(), found.failed
+
+        found = solve_singular(take(Q), c[rows], take(M), t[rows], free, tol, max_iter, strict, check)
+        for name, v in zip(FIELDS, found, strict=False):
+            getattr(numbers, name)[rows] = v
+        status[rows] = numbers.status[rows]
+        numbers.singular = True
+    numbers.status = status
+    numbers.converged = status == SOLVED
+    numbers.failed = int((~numbers.converged).sum())
+
+
+def finish(
+    Q: Tensor,
+    c: Tensor,
+    M: Tensor,
+    t: Tensor,
+    L: Tensor,
+    flaw: Tensor,
+    Y: Tensor,
+    S: Tensor,
+    free: int,
+    tol: float,
+    max_iter: int,
+) -> tuple[tuple[Tensor, ...], int]:
+    """The same as ``_qp_native_kkt.finish``, on any device."""
+    n = c.shape[-1]
+    size = Q.diagonal(dim1=-2, dim2=-1).abs()
+    poor = (flaw > 0) | ~(L.diagonal(dim1=-2, dim2=-1).square() > 8 * n * 2.0**-52 * size).all(-1)
+    u = lower_solve(L, c)
     length = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
     noise = t.abs() + S.diagonal(dim1=-2, dim2=-1).sqrt() * length
-    lam, active, ray, status, iterations = solve_dual(
-        S, -inner - t, noise, free, max_iter, 10 * tol, native, min(n, k) + 1
-    )
+    lam, active, ray, status, iterations = solve_dual(S, -apply(Y.mT, u) - t, noise, free, n, max_iter, 10 * tol)
     x = -upper_solve(L, u + apply(Y, lam))
+    H = (Q + Q.mT) / 2
+    off, margin, gx, gl = check(H, c, M, t, noise, free, x, lam, active)
+    fine = (status == SOLVED) & ~poor
+    for _ in range(3):
+        rough = fine & (off > FINE)
+        if not bool(rough.any()):
+            break
+        p, q = adjoint(L, Y, S, active, gx, gl)
+        new_x, new_lam = x + p, lam + q
+        new = check(H, c, M, t, noise, free, new_x, new_lam, active)
+        better = rough & (new[0] < off)
+        x = torch.where(better.unsqueeze(-1), new_x, x)
+        lam = torch.where(better.unsqueeze(-1), new_lam, lam)
+        off, margin, gx, gl = (
+            torch.where(better.reshape(-1, *[1] * (b.ndim - 1)), b, a)
+            for a, b in zip((off, margin, gx, gl), new, strict=True)
+        )
+    status = torch.where(fine & ~(off <= tol), INACCURATE, status)
     status = torch.where(poor, INDEFINITE, status)
-    out = Numbers(x, lam, active, status, iterations, length, length, ray, L, Y, S)
-    check(out, H, c, M, t, free, tol)
-    return out
+    converged = status == SOLVED
+    return (x, lam, active, ray, off, margin, status, iterations, converged), int((~converged).sum())
 
 
-def check(out: Numbers, H: Tensor, c: Tensor, M: Tensor, t: Tensor, free: int, tol: float) -> None:
-    """Fills in the residual of the optimality conditions, relative to their terms, and the margin."""
-    Hx, Ml = apply(H, out.x), apply(M.mT, out.lam)
-    stationary = (Hx + c + Ml).abs().amax(-1) if c.shape[-1] else c.sum(-1)
-    size = (Hx.abs() + c.abs() + Ml.abs()).amax(-1) if c.shape[-1] else c.sum(-1)
-    residual = torch.where(size > 0, stationary / size, stationary)
+def check(
+    H: Tensor, c: Tensor, M: Tensor, t: Tensor, noise: Tensor, free: int, x: Tensor, lam: Tensor, active: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(residual of the optimality conditions relative to their terms, margin, what is missing in them: gx, gl)."""
+    Hx, Ml = apply(H, x), apply(M.mT, lam)
+    gx = -Hx - c - Ml
+    size = (Hx.abs() + c.abs() + apply(M.mT.abs(), lam.abs())).amax(-1) if c.shape[-1] else c.sum(-1)
+    worst = gx.abs().amax(-1) if c.shape[-1] else c.sum(-1)
+    residual = torch.where(size > 0, worst / size, worst)
     margin = torch.full_like(residual, torch.inf)
+    slack = t - apply(M, x)
     if M.shape[-2]:
-        slack = t - apply(M, out.x)
-        rows = torch.linalg.vector_norm(M, dim=-1) * torch.linalg.vector_norm(out.x, dim=-1, keepdim=True)
-        scale = torch.where(t.isfinite(), t.abs(), 0) + rows
-        off = torch.where(out.active, slack.abs(), (-slack).clamp(min=0))
-        if free:
-            off = torch.cat([slack[:, :free].abs(), off[:, free:]], -1)
-        residual = torch.maximum(residual, torch.where(scale > 0, off / scale, off).amax(-1))
+        rows = torch.linalg.vector_norm(M, dim=-1) * torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = noise + rows
+        equal = active | (torch.arange(t.shape[-1], device=t.device) < free)
+        off = torch.where(equal, slack.abs(), (-slack).clamp(min=0))
+        residual = torch.maximum(residual, torch.where((scale > 0) & (off > 0), off / scale, off).amax(-1))
         if M.shape[-2] > free:
-            margin = torch.where(out.active, out.lam, slack)[:, free:].abs().amin(-1)
-    out.residual, out.margin = residual, margin
-    fine = (out.status == SOLVED) | (out.status == DEPENDENT)
-    out.status = torch.where(fine & ~(residual <= tol), INACCURATE, out.status)
+            margin = torch.where(active, lam, slack.abs())[:, free:].amin(-1)
+    return residual, margin, gx, slack
+
+
+def adjoint(L: Tensor, Y: Tensor, S: Tensor, active: Tensor, gx: Tensor, gl: Tensor | None) -> tuple[Tensor, Tensor]:
+    """p, q with H p + M_A' q = gx, M_A p = gl, and q zero in the other rows."""
+    t = lower_solve(L, gx)
+    right = apply(Y.mT, t)
+    factor = torch.linalg.cholesky_ex(masked(S, active))[0]
+    q = solve_masked(factor, active, right if gl is None else right - gl)
+    return upper_solve(L, t - apply(Y, q)), q

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._closure import eager
 from ._jacobian import check_on_fail
-from ._qp_batch import flatten, solve_batch, solve_opaque
-from ._qp_kkt import Attached, differentiate, shaped, stack_rows
-from ._qp_report import report
-from ._qp_status import DEPENDENT, SOLVED
+from ._qp_batch import Data, flatten, solve_batch, solve_opaque
+from ._qp_kkt import ActiveSet, differentiate, shaped
+from ._qp_report import NAMES, report
 from .adjoint import check_count
+
+RTOL = 1e-11  # in float64, in which everything is done
 
 
 class QPInfo(NamedTuple):
@@ -42,58 +43,52 @@ class QPSolution(NamedTuple):
     info: QPInfo
 
 
-def check_data(data: dict[str, Tensor | None]) -> torch.Size:
+def check_data(data: Data) -> torch.Size:
     """Raise for what is no QP; returns the batch's shape."""
-    Q = data["Q"]
-    for name, t in data.items():
-        if t is None:
+    Q, _, A, b, G, h = data
+    for name, t in zip(NAMES, data, strict=True):
+        if t is None and name not in "Qc":
             continue
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
-        if not t.dtype.is_floating_point:
-            raise TypeError(f"{name} must be real floating point, got {t.dtype}; convert it")
         if t.dtype != Q.dtype or t.device != Q.device:  # type: ignore[union-attr]
             raise TypeError(f"{name} must be {Q.dtype} on {Q.device} as Q is, got {t.dtype} on {t.device}")  # type: ignore[union-attr]
-    for matrix, vector in (("A", "b"), ("G", "h")):
-        if (data[matrix] is None) != (data[vector] is None):
-            raise ValueError(f"{matrix} and {vector} must be given together, or both be None")
-    if Q is None or Q.ndim < 2 or Q.shape[-1] != Q.shape[-2]:
-        raise ValueError(f"Q must have shape (..., n, n), got {None if Q is None else tuple(Q.shape)}")
+    assert Q is not None
+    if not Q.is_floating_point():
+        raise TypeError(f"Q must be real floating point, got {Q.dtype}; convert all data")
+    if (A is None) != (b is None) or (G is None) != (h is None):
+        raise ValueError("A and b must be given together or both be None, and so must G and h")
+    if Q.ndim < 2 or Q.shape[-1] != Q.shape[-2]:
+        raise ValueError(f"Q must have shape (..., n, n), got {tuple(Q.shape)}")
     n = Q.shape[-1]
     heads = [Q.shape[:-2]]
-    for name, event, form in (
-        ("c", (n,), "(..., n)"),
-        ("A", (None, n), "(..., p, n)"),
-        ("b", (None,), "(..., p)"),
-        ("G", (None, n), "(..., m, n)"),
-        ("h", (None,), "(..., m)"),
-    ):
-        t = data[name]
-        if t is None and name == "c":
-            raise TypeError("c must be a tensor, got NoneType")
-        if t is None:
+    rows = n  # of the matrix before the vector
+    for i, t in enumerate(data):
+        if t is None or i == 0:
             continue
-        if name in "bh":
-            event = (data["A" if name == "b" else "G"].shape[-2],)  # type: ignore[union-attr]
-        if t.ndim < len(event) or any(e not in (None, s) for e, s in zip(event, t.shape[-len(event) :], strict=True)):
-            size = f", here {name}.shape[-1] = {event[-1]}" if event[-1] is not None else ""
-            raise ValueError(f"{name} must have shape {form} with n = {n}{size}; got {tuple(t.shape)}")
-        heads.append(t.shape[: t.ndim - len(event)])
-    if all(head == heads[0] for head in heads):
-        return heads[0]
+        shape, event = t.shape, 2 - i % 2
+        if len(shape) < event or shape[-1] != (rows if event == 1 else n):
+            form = f"(..., {rows})" if event == 1 else f"(..., rows, {n})"
+            raise ValueError(f"{NAMES[i]} must have shape {form} to go with {NAMES[i - 1]}, got {tuple(shape)}")
+        rows = shape[-2] if event == 2 else n
+        heads.append(shape[:-event])
+    first = heads[0]
+    if all(head == first for head in heads):
+        return first
     try:
         return torch.broadcast_shapes(*heads)
     except RuntimeError:
-        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in data.items() if t is not None)
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in zip(NAMES, data, strict=True) if t is not None)
         raise ValueError(f"the batch dims must broadcast; got {shapes}") from None
 
 
-def tolerance(rtol: float | None, atol: float | None, dtype: torch.dtype) -> float:
+def tolerance(rtol: float | None, atol: float | None) -> float:
+    if rtol is None and atol is None:
+        return RTOL
     for name, value in (("rtol", rtol), ("atol", atol)):
         if value is not None and (isinstance(value, bool) or not value >= 0):
             raise ValueError(f"{name} must be a number >= 0, got {value!r}")
-    default = 1e-11
-    return max(default if rtol is None else float(rtol), atol or 0.0, 4 * 2.0**-52)
+    return max(RTOL if rtol is None else float(rtol), atol or 0.0, 4 * 2.0**-52)
 
 
 def qp(
@@ -125,35 +120,35 @@ def qp(
     Example:
         >>> y = torch.tensor([0.8, 1.5], requires_grad=True)
         >>> implicit.qp(torch.eye(2), -y, G=torch.ones(1, 2), h=torch.ones(1)).x
-        tensor([0.1500, 0.8500], grad_fn=<AttachedBackward>)
+        tensor([0.1500, 0.8500], grad_fn=<ActiveSetBackward>)
     """
-    data = {"Q": Q, "c": c, "A": A, "b": b, "G": G, "h": h}
+    data = (Q, c, A, b, G, h)
     batch = check_data(data)
     check_on_fail(on_fail)
     if max_iter is not None:
         check_count(max_iter, "max_iter")
-    tol = tolerance(rtol, atol, Q.dtype)
+    tol = tolerance(rtol, atol)
     free = 0 if A is None else A.shape[-2]
     k = free + (0 if G is None else G.shape[-2])
     steps = max_iter or 10 * (Q.shape[-1] + k) + 100
-    values = (Q, c, A, b, G, h)
     if eager():
-        numbers = solve_batch(flatten(values, batch), free, tol, steps)
-        if on_fail != "ignore":
-            report(numbers, values, batch, free, tol, on_fail)
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in values):
-            x, dual_eq, dual_ineq = Attached.apply(numbers, batch, free, *values)
+        numbers = solve_batch(flatten(data, batch), free, tol, steps)
+        failed = numbers.failed > 0
+        if failed:
+            report(numbers, data, batch, free, tol, on_fail)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in data):
+            x, dual_eq, dual_ineq = ActiveSet.apply(numbers, batch, free, *data)
         else:
             x, dual_eq, dual_ineq = shaped(numbers, batch, free, Q.dtype)
-        fields: Any = (numbers.status, numbers.iterations, numbers.residual, numbers.margin)
-        status, iterations, residual, margin = (v.reshape(batch) for v in fields)
+        each = [numbers.converged, numbers.iterations, numbers.residual, numbers.margin]
+        if len(batch) != 1:
+            each = [v.reshape(batch) for v in each]
     else:
-        x, lam, active, status, iterations, residual, margin = solve_opaque(values, batch, free, tol, steps, on_fail)
-        x, dual_eq, dual_ineq = differentiate(values, x, lam, active, free, k)
-    converged = (status == SOLVED) | (status == DEPENDENT)
-    if on_fail == "nan":
+        failed = True  # perhaps: nobody can look
+        x, lam, active, *each = solve_opaque(data, batch, free, tol, steps, on_fail)
+        x, dual_eq, dual_ineq = differentiate(data, x, lam, active, free, k)
+    if failed and on_fail == "nan":
         # not torch.where: the gradient of a problem that failed must be NaN too
-        scale = torch.where(converged, 1.0, torch.nan).to(x.dtype).unsqueeze(-1)
+        scale = torch.where(each[0], 1.0, torch.nan).to(x.dtype).unsqueeze(-1)
         x, dual_eq, dual_ineq = x * scale, dual_eq * scale, dual_ineq * scale
-    info = QPInfo(converged, iterations, residual.to(x.dtype), margin.to(x.dtype))
-    return QPSolution(x, dual_eq, dual_ineq, info)
+    return QPSolution(x, dual_eq, dual_ineq, QPInfo(each[0], each[1], each[2].to(Q.dtype), each[3].to(Q.dtype)))
