@@ -33,8 +33,8 @@ class Zero:
         return s
 
     def slopes(self, s: Tensor, y: Tensor, case: Tensor | None) -> tuple[Tensor, Tensor]:
-        eye = torch.eye(self.size, dtype=s.dtype).expand(*s.shape[:-1], self.size, self.size)
-        return eye, torch.zeros_like(eye)
+        """dC/ds and dC/dy as the blocks on their diagonals, (..., blocks, d, d)."""
+        return torch.ones_like(s)[..., None, None], torch.zeros_like(s)[..., None, None]
 
     def primal_violation(self, s: Tensor) -> Tensor:
         return outside(s.abs())
@@ -50,7 +50,7 @@ class NonNeg(Zero):
         return s * y
 
     def slopes(self, s: Tensor, y: Tensor, case: Tensor | None) -> tuple[Tensor, Tensor]:
-        return torch.diag_embed(y), torch.diag_embed(s)
+        return y[..., None, None], s[..., None, None]
 
     def primal_violation(self, s: Tensor) -> Tensor:
         return outside(-s)
@@ -80,7 +80,7 @@ class SecondOrder(NonNeg):
         arrow = v[..., :1, None] * torch.eye(self.dim, dtype=v.dtype)
         arrow[..., 0, :] = v
         arrow[..., :, 0] = v
-        return block_diagonal(arrow)
+        return arrow
 
     def slopes(self, s: Tensor, y: Tensor, case: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._arrow(y), self._arrow(s)
@@ -114,7 +114,7 @@ class Semidefinite(NonNeg):
 
     def slopes(self, s: Tensor, y: Tensor, case: Tensor | None) -> tuple[Tensor, Tensor]:
         units = torch.eye(self.size, dtype=s.dtype)
-        return tuple(self.complement(units, v.unsqueeze(-2), None).mT for v in (y, s))  # type: ignore[return-value]
+        return tuple(self.complement(units, v.unsqueeze(-2), None).mT.unsqueeze(-3) for v in (y, s))  # type: ignore[return-value]
 
     def primal_violation(self, s: Tensor) -> Tensor:
         return outside(-torch.linalg.eigvalsh(self.matrix(s))[..., :1])
@@ -186,7 +186,7 @@ class Triples(Zero):
         for k, (a, b) in enumerate(zip(self._flat(s, 0), self._flat(s, 1), strict=True), 1):
             here = (case == k)[..., None, None]
             by_s, by_y = torch.where(here, a, by_s), torch.where(here, b, by_y)
-        return block_diagonal(by_s), block_diagonal(by_y)
+        return by_s, by_y
 
 
 class Exponential(Triples):
@@ -269,15 +269,6 @@ def stacked(rows: list[list[Tensor]]) -> Tensor:
     return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
 
-def block_diagonal(blocks: Tensor) -> Tensor:
-    """(..., k, d, d) -> (..., k d, k d)"""
-    *batch, k, d, _ = blocks.shape
-    out = blocks.new_zeros(*batch, k, d, k, d)
-    index = torch.arange(k)
-    out[..., index, :, index, :] = blocks.movedim(-3, 0)
-    return out.reshape(*batch, k * d, k * d)
-
-
 @dataclass(frozen=True, eq=False)
 class Cones:
     """The product of cones in the order of the rows of A, with the slice of the rows of each."""
@@ -307,13 +298,10 @@ class Cones:
         parts = [c.complement(s[..., at], y[..., at], case) for (c, at), case in zip(self.parts, cases, strict=True)]
         return torch.cat(parts, -1) if parts else s
 
-    def slopes(self, s: Tensor, y: Tensor, cases: list[Tensor | None]) -> tuple[Tensor, Tensor]:
-        """dC/ds and dC/dy, (..., m, m) each."""
-        by_s = s.new_zeros(*s.shape, self.size)
-        by_y = torch.zeros_like(by_s)
-        for (cone, at), case in zip(self.parts, cases, strict=True):
-            by_s[..., at, at], by_y[..., at, at] = cone.slopes(s[..., at], y[..., at], case)
-        return by_s, by_y
+    def slopes(self, s: Tensor, y: Tensor, cases: list[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
+        """dC/ds and dC/dy as blocks, for each cone."""
+        pairs = zip(self.parts, cases, strict=True)
+        return [cone.slopes(s[..., at], y[..., at], case) for (cone, at), case in pairs]
 
     def primal_violation(self, s: Tensor) -> Tensor:
         return outside(*(c.primal_violation(s[..., at]).unsqueeze(-1) for c, at in self.parts), 0 * s[..., :1])

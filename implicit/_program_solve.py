@@ -10,9 +10,11 @@ function theorem on them gives every derivative.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import warnings
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,14 +24,12 @@ from torch import Tensor
 from ._closure import eager
 from ._jacobian import Jacobian
 from ._program_cones import Cones
+from ._program_factors import SINGULAR, Factors, kkt
 from ._program_solvers import ConeSolver
 from .adjoint import attach
 from .linear import ConvergenceError, LinearOperator, LinearReport, LinearSolver, LstSq
 from .operator import apply_matrix
 
-# singular values of J below this share of the largest are those of a redundant constraint or of a solution that is
-# not unique; the derivative is then the one of least norm
-SINGULAR = 1e-11
 POLISH = 12
 UNKNOWN = "NaN or inf in the data"
 LIBRARY = torch.library.Library("implicit", "FRAGMENT")
@@ -37,9 +37,9 @@ LIBRARY = torch.library.Library("implicit", "FRAGMENT")
 
 @dataclass(frozen=True, eq=False)
 class Known(LinearSolver):
-    """The solver of a Jacobian, or of its transpose, whose inverse is at hand."""
+    """The solver of a Jacobian, or of its transpose, which is factorized where a derivative is first asked for."""
 
-    inverse: Tensor
+    factors: Callable[[], Factors]
 
     @property
     def T(self) -> LinearSolver:
@@ -47,19 +47,18 @@ class Known(LinearSolver):
 
     def solve(self, op: LinearOperator, b: Tensor, x0: Tensor | None = None) -> tuple[Tensor, LinearReport]:
         assert isinstance(op, Jacobian)
-        x = apply_matrix(self.inverse.mT if op.transposed else self.inverse, b)
+        x = self.factors().solve(b, op.transposed)
         fine = torch.ones(x.shape[:-1], dtype=torch.bool)  # NaN belongs to the samples that have no solution
         return x, LinearReport(fine, torch.ones_like(fine, dtype=torch.int64), torch.zeros_like(x[..., 0]), "")
 
 
 @dataclass(eq=False)
 class Numbers:
-    """z = (x, y) for each sample, zero where ``good`` is not; the pseudo-inverse of J at z; how it went."""
+    """z = (x, y) for each sample, zero where ``good`` is not, and what solves with J there."""
 
     z: Tensor
     good: Tensor
-    inverse: Tensor
-    error: Tensor
+    factors: Callable[[], Factors]
 
 
 class Core:
@@ -91,12 +90,17 @@ class Core:
         slope = apply_matrix(P, x) + apply_matrix(A.mT, y) + q
         return torch.cat([slope, self.cones.complement(b - apply_matrix(A, x), y, cases)], -1)
 
-    def jacobian(self, z: Tensor, P: Tensor, A: Tensor, b: Tensor, cases: list[Tensor | None]) -> Tensor:
+    def factors(self, z: Tensor, P: Tensor, A: Tensor, b: Tensor, good: Tensor | None = None) -> Factors:
+        """What solves with J at each z (batch, n + m); with 0 for the samples that are not good."""
         x, y = z[..., : self.n], z[..., self.n :]
-        by_s, by_y = self.cones.slopes(b - apply_matrix(A, x), y, cases)
-        batch = z.shape[:-1]
-        top = torch.cat([P.expand(*batch, *P.shape[-2:]), A.mT.expand(*batch, *A.mT.shape[-2:])], -1)
-        return torch.cat([top, torch.cat([-by_s @ A, by_y], -1)], -2)
+        s = b - apply_matrix(A, x)
+        slopes = self.cones.slopes(s, y, self.cones.cases(s, y))
+        return Factors(
+            [
+                None if good is not None and not good[i] else kkt(P[i], A[i], [(u[i], v[i]) for u, v in slopes])
+                for i in range(len(z))
+            ]
+        )
 
     def cases(self, z: Tensor, A: Tensor, b: Tensor) -> list[Tensor | None]:
         x, y = z[..., : self.n], z[..., self.n :]
@@ -135,40 +139,47 @@ class Core:
         z = torch.stack(rows) if rows else torch.zeros(0, self.n + self.cones.size, dtype=torch.float64)
         usable = z.isfinite().all(-1) & (z.abs().amax(-1) < 1e150 if z.shape[-1] else True)
         z = torch.where(usable.unsqueeze(-1), z, 0)
-        z, inverse = self.polish(z, P, q, A, b)
+        z = self.polish(z, P, q, A, b)
         errors = self.error(z, P, q, A, b)
         given = usable & torch.tensor([w != UNKNOWN for w in words], dtype=torch.bool)
         good = given & (errors <= self.tol).all(-1)
         if not bool(good.all()):
             self.fail(good, errors, words)
         z = torch.where(good.unsqueeze(-1), z, 0)
-        inverse = torch.where(good[:, None, None], inverse, 0)
-        shape = lambda t: t.reshape(*batch, *t.shape[1:])  # noqa: E731
-        return Numbers(shape(z), shape(good), shape(inverse), shape(errors))
+        made = functools.cache(lambda: self.factors(z, P, A, b, good))
+        return Numbers(z.reshape(*batch, z.shape[-1]), good.reshape(batch), made)
 
     def _one(self, P: Tensor, q: Tensor, A: Tensor, b: Tensor) -> tuple[Tensor, Tensor, str]:
         x, y, word = self.solver.solve(P.numpy(), q.numpy(), A.numpy(), b.numpy(), self.dims)
         return torch.as_tensor(x, dtype=torch.float64), torch.as_tensor(y, dtype=torch.float64), word
 
-    def polish(self, z: Tensor, P: Tensor, q: Tensor, A: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Newton steps for as long as they help, and the pseudo-inverse of J where they end."""
-        cases = self.cases(z, A, b)
-        start, first = z, self.error(z, P, q, A, b).amax(-1)
+    def polish(self, z: Tensor, P: Tensor, q: Tensor, A: Tensor, b: Tensor) -> Tensor:
+        """Newton steps for as long as they help; J is factorized anew where steps with the last one are slow."""
+        start, first, cases = z, self.error(z, P, q, A, b).amax(-1), self.cases(z, A, b)
         F = self.residual(z, P, q, A, b, cases)
-        size = _top(F)
+        size, factors, fresh = _top(F), None, False
         for _ in range(POLISH):
-            step = apply_matrix(pseudo_inverse(self.jacobian(z, P, A, b, cases)), F)
-            trial = z - step
+            if factors is None:
+                factors, fresh = self.factors(z, P, A, b), True
+            trial = z - factors.solve(F, False)
             F_trial = self.residual(trial, P, q, A, b, cases)
-            better = _top(F_trial) < 0.5 * size
-            if not bool(better.any()):
+            size_trial = _top(F_trial).nan_to_num(torch.inf)
+            better = size_trial < 0.5 * size
+            if bool(better.any()):
+                slow = bool((better & (size_trial > 1e-2 * size)).any())
+                z = torch.where(better.unsqueeze(-1), trial, z)
+                F, size = torch.where(better.unsqueeze(-1), F_trial, F), torch.where(better, size_trial, size)
+                factors, fresh = (None, False) if slow else (factors, False)
+            elif fresh:
                 break
-            z = torch.where(better.unsqueeze(-1), trial, z)
-            F, size = torch.where(better.unsqueeze(-1), F_trial, F), torch.where(better, _top(F_trial), size)
+            else:
+                done = bool((size <= 1e-13 * (1 + _top(z))).all())
+                if done:
+                    break
+                factors = None
         # steps that led out of the cones came from too far away
         kept = self.error(z, P, q, A, b).amax(-1) <= torch.clamp(first, min=self.tol)
-        z = torch.where(kept.unsqueeze(-1), z, start)
-        return z, pseudo_inverse(self.jacobian(z, P, A, b, cases))
+        return torch.where(kept.unsqueeze(-1), z, start)
 
     def fail(self, good: Tensor, errors: Tensor, words: list[str]) -> None:
         if self.on_fail not in ("raise", "warn"):
@@ -192,7 +203,7 @@ class Core:
         linear: LinearSolver = LstSq(rtol=SINGULAR)
         if eager():
             found = self.numbers(P, q, A, b)
-            z, good, linear = found.z, found.good, Known(found.inverse)
+            z, good, linear = found.z, found.good, Known(found.factors)
         else:
             z, good = torch.ops.implicit.solve_program(P.detach(), q.detach(), A.detach(), b.detach(), self.key)
         cases = self.cases(z, A.detach(), b.detach())
@@ -218,16 +229,6 @@ def advice(word: str) -> str:
     if "dualinfeasible" in low or low.startswith("unbounded"):
         return "The objective is unbounded: add a constraint or a quadratic term."
     return "Rescale the problem so that its numbers are near 1, give the solver more steps, or raise tol."
-
-
-def pseudo_inverse(J: Tensor) -> Tensor:
-    """J^-1 where J is regular, J^+ where it is not: a redundant constraint, or a solution that is not unique."""
-    inverse, info = torch.linalg.inv_ex(J)
-    norms = J.abs().sum(-1).amax(-1) * inverse.abs().sum(-1).amax(-1) if J.shape[-1] else J.new_zeros(J.shape[:-2])
-    singular = ~((info == 0) & (norms * SINGULAR < 1))
-    if bool(singular.any()):
-        inverse[singular] = torch.linalg.pinv(J[singular], rtol=SINGULAR)
-    return inverse
 
 
 def _solve(P: Tensor, q: Tensor, A: Tensor, b: Tensor, key: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,121 @@
+"""Sparse factorizations of J = [[P, A'], [-C_s A, C_y]], one a sample, also where J is singular."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# beyond this condition number J counts as singular: a redundant constraint, a constraint that is active with multiplier
+# zero, or a solution that is not unique; the derivative is then the least-squares one of least norm
+SINGULAR = 1e-11
+DENSE = 800  # up to here a singular J gets its pseudo-inverse by singular values, beyond it a damped sparse one
+DAMPING = 1e-5
+ROUNDS = 30
+
+
+def kkt(P: Tensor, A: Tensor, slopes: list[tuple[Tensor, Tensor]]) -> Any:
+    """J of one sample as a sparse matrix, from the blocks of C_s and C_y for each cone."""
+    from scipy import sparse
+
+    rows = sparse.csr_matrix(A.numpy())
+    if not slopes:
+        return sparse.csc_matrix(P.numpy())
+    by_s, by_y = (sparse.block_diag([diagonal(pair[i]) for pair in slopes], format="csr") for i in (0, 1))
+    return sparse.block_array([[sparse.csr_matrix(P.numpy()), rows.T], [-by_s @ rows, by_y]], format="csc")
+
+
+def diagonal(blocks: Tensor) -> Any:
+    """Blocks (k, d, d) as a sparse block-diagonal matrix."""
+    from scipy import sparse
+
+    k, d, _ = blocks.shape
+    return sparse.bsr_matrix((blocks.numpy(), torch.arange(k).numpy(), torch.arange(k + 1).numpy()), (k * d, k * d))
+
+
+class Factors:
+    """Solves with each of ``matrices``; None stands for 0."""
+
+    def __init__(self, matrices: list[Any]) -> None:
+        self.each = [None if m is None else factorize(m) for m in matrices]
+
+    def solve(self, b: Tensor, transposed: bool) -> Tensor:
+        """J^-1 b or J'^-1 b for b (..., batch, N)."""
+        import numpy as np
+
+        right = b.detach().reshape(-1, len(self.each), b.shape[-1]).permute(1, 2, 0).contiguous().numpy()
+        parts = [np.zeros_like(r) if f is None else f(r, transposed) for f, r in zip(self.each, right, strict=True)]
+        # NaN, which belongs to samples without a solution, stays NaN
+        out = np.stack([p + 0 * r for p, r in zip(parts, right, strict=True)])
+        return torch.from_numpy(out).permute(2, 0, 1).reshape(b.shape)
+
+
+def factorize(J: Any) -> Callable[[Any, bool], Any]:
+    import warnings
+
+    import numpy as np
+    from scipy.sparse import linalg
+
+    size = abs(J).sum(0).max() if J.shape[0] else 0.0
+    probe = np.where(np.arange(J.shape[0]) % 3 == 0, -1.0, 1.0)
+    if J.shape[0] == 0:
+        return lambda b, transposed: b
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            lu = linalg.splu(J)
+            growth = size * np.abs(lu.solve(probe)).max()
+        except RuntimeError:
+            growth = np.inf
+    if not growth * SINGULAR < 1:
+        return pseudo(J) if J.shape[0] <= DENSE else damped(J, size)
+
+    def solve(b: Any, transposed: bool) -> Any:
+        M, how = (J.T, "T") if transposed else (J, "N")
+        x = lu.solve(b, how)
+        return x + lu.solve(b - M @ x, how)
+
+    return solve
+
+
+def pseudo(J: Any) -> Callable[[Any, bool], Any]:
+    import numpy as np
+
+    inverse = np.linalg.pinv(J.toarray(), rcond=SINGULAR)
+    return lambda b, transposed: (inverse.T if transposed else inverse) @ b
+
+
+def damped(J: Any, size: float) -> Callable[[Any, bool], Any]:
+    """J^+ by iterated Tikhonov regularization, x <- x + (J'J + d^2)^-1 J'(b - Jx) from 0, for a singular sparse J.
+
+    A step is a solve with [[I, J], [J', -d^2]]; the part along a singular value s converges like (1 + s^2/d^2)^-k.
+    """
+    import numpy as np
+    from scipy import sparse
+    from scipy.sparse import linalg
+
+    n, d = J.shape[0], DAMPING * size
+    made: dict[bool, Any] = {}
+
+    def solve(b: Any, transposed: bool) -> Any:
+        M = (J.T if transposed else J).tocsc() / size
+        if transposed not in made:
+            eye = sparse.eye(n)
+            made[transposed] = linalg.splu(
+                sparse.block_array([[eye, M], [M.T, -((d / size) ** 2) * eye]], format="csc")
+            )
+        lu, right, x = made[transposed], b / size, np.zeros_like(b)
+        last = np.inf
+        for _ in range(ROUNDS):
+            rest = np.concatenate([right - M @ x, np.zeros_like(b)])
+            step = lu.solve(rest)[n:]
+            x = x + step
+            moved = np.abs(step).max()
+            if not moved > 1e-15 * np.abs(x).max() or moved > 0.9 * last:
+                break
+            last = moved
+        return x
+
+    return solve
