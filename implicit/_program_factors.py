@@ -13,26 +13,45 @@ from torch import Tensor
 SINGULAR = 1e-11
 DENSE = 800  # up to here a singular J gets its pseudo-inverse by singular values, beyond it a damped sparse one
 DAMPING = 1e-5
+LARGE = 2**24  # numbers in the dense matrices that are made at a time
 ROUNDS = 30
 
 
-def kkt(P: Tensor, A: Tensor, slopes: list[tuple[Tensor, Tensor]]) -> Any:
-    """J of one sample as a sparse matrix, from the blocks of C_s and C_y for each cone."""
+def kkt(P: Tensor, A: Tensor, slopes: list[tuple[Tensor, Tensor]]) -> list[Any]:
+    """J of each sample as a sparse matrix, from P (batch, n, n), A (batch, m, n) and the blocks of C_s and C_y."""
+    most = max(1, LARGE // max(1, sum(A.shape[-2:])) ** 2)
+    out: list[Any] = []
+    for part in torch.arange(len(P)).split(most):
+        out += sparse_rows(dense_transposed(P[part], A[part], [(u[part], v[part]) for u, v in slopes]))
+    return out
+
+
+def dense_transposed(P: Tensor, A: Tensor, slopes: list[tuple[Tensor, Tensor]]) -> Tensor:
+    batch, m, n = A.shape
+    out = P.new_zeros(batch, n + m, n + m)
+    out[:, :n, :n] = P.mT
+    out[:, n:, :n] = A
+    at = 0
+    for by_s, by_y in slopes:
+        k, d = by_s.shape[1:3]
+        here = A[:, at : at + k * d].unflatten(1, (k, d))
+        out[:, :n, n + at : n + at + k * d] = -(by_s @ here).flatten(1, 2).mT
+        square = out[:, n + at : n + at + k * d, n + at : n + at + k * d]
+        index = torch.arange(k * d).view(k, d)
+        square[:, index[:, None, :], index[:, :, None]] = by_y
+        at += k * d
+    return out
+
+
+def sparse_rows(transposed: Tensor) -> list[Any]:
+    """Each matrix of a batch of transposed ones in compressed columns, with one pattern for all."""
     from scipy import sparse
 
-    rows = sparse.csr_matrix(A.numpy())
-    if not slopes:
-        return sparse.csc_matrix(P.numpy())
-    by_s, by_y = (sparse.block_diag([diagonal(pair[i]) for pair in slopes], format="csr") for i in (0, 1))
-    return sparse.block_array([[sparse.csr_matrix(P.numpy()), rows.T], [-by_s @ rows, by_y]], format="csc")
-
-
-def diagonal(blocks: Tensor) -> Any:
-    """Blocks (k, d, d) as a sparse block-diagonal matrix."""
-    from scipy import sparse
-
-    k, d, _ = blocks.shape
-    return sparse.bsr_matrix((blocks.numpy(), torch.arange(k).numpy(), torch.arange(k + 1).numpy()), (k * d, k * d))
+    kept = (transposed != 0).any(0)
+    indices = kept.nonzero()[:, 1].int().numpy()
+    ends = torch.cat([torch.zeros(1, dtype=torch.int32), kept.sum(1).cumsum(0).int()]).numpy()
+    shape = tuple(kept.shape)
+    return [sparse.csc_matrix((data, indices, ends), shape) for data in transposed[:, kept].numpy()]
 
 
 class Factors:

@@ -95,12 +95,8 @@ class Core:
         x, y = z[..., : self.n], z[..., self.n :]
         s = b - apply_matrix(A, x)
         slopes = self.cones.slopes(s, y, self.cones.cases(s, y))
-        return Factors(
-            [
-                None if good is not None and not good[i] else kkt(P[i], A[i], [(u[i], v[i]) for u, v in slopes])
-                for i in range(len(z))
-            ]
-        )
+        matrices = kkt(P, A, slopes)
+        return Factors([m if good is None or good[i] else None for i, m in enumerate(matrices)])
 
     def cases(self, z: Tensor, A: Tensor, b: Tensor) -> list[Tensor | None]:
         x, y = z[..., : self.n], z[..., self.n :]
