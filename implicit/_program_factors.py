@@ -64,6 +64,8 @@ class Factors:
         """J^-1 b or J'^-1 b for b (..., batch, N)."""
         import numpy as np
 
+        if b.numel() == 0:
+            return torch.zeros_like(b)
         right = b.detach().reshape(-1, len(self.each), b.shape[-1]).permute(1, 2, 0).contiguous().numpy()
         parts = [np.zeros_like(r) if f is None else f(r, transposed) for f, r in zip(self.each, right, strict=True)]
         # NaN, which belongs to samples without a solution, stays NaN

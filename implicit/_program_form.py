@@ -97,11 +97,13 @@ class Form:
 
     def theta(self, tensors: Sequence[Tensor]) -> Tensor:
         """Parameters (batch, *shape) or (1, *shape) as (batch, p + 1), the last entry 1."""
-        batch = max((len(t) for t in tensors), default=1) if tensors else 1
+        batch = 1
+        for t in tensors:
+            batch = batch if len(t) == 1 else len(t)
         out = torch.zeros(batch, self.size + 1, dtype=torch.float64)
         out[:, -1] = 1.0
         for t, (take, place) in zip(tensors, self.inputs, strict=True):
-            flat = t.reshape(len(t), -1)[:, take].expand(batch, len(take))
+            flat = t.reshape(len(t), t[0].numel() if len(t) else len(take))[:, take].expand(batch, len(take))
             out = out.index_copy(1, place, flat)
         return out
 
