@@ -20,8 +20,12 @@ def check_dpp(problem: Any) -> None:
         objective = problem.objective.is_dcp(dpp=True)
     if objective and all(c.is_dcp(dpp=True) for c in problem.constraints):
         return
+    raise ValueError(not_dpp(problem))
+
+
+def not_dpp(problem: Any) -> str:
     part = smallest(problem, dpp=True)
-    raise ValueError(
+    return (
         f"the problem is convex, but not in a form that can be differentiated with respect to its parameters (DPP): "
         f"{describe(part)} is not affine in them. {rewrite(part)}"
     )
@@ -37,17 +41,13 @@ def smallest(problem: Any, dpp: bool) -> Any:
         with scopes.dpp_scope() if dpp else nullcontext():
             return bool(part.is_dcp())
 
-    roots = [problem.objective, *problem.constraints]
-    for i, root in enumerate(roots):
-        with quadratic_scope() if i == 0 else nullcontext():
-            if root.is_dcp(dpp=True) if dpp else root.is_dcp():
-                continue
-            part = root
-            while True:
-                worse = [a for a in part.args if not kept(a)]
-                if not worse:
-                    return part
-                part = worse[0]
+    for root in [problem.objective, *problem.constraints]:
+        part, worse = root, [] if kept(root) else [root]
+        while worse:
+            part = worse[0]
+            worse = [a for a in part.args if not kept(a)]
+        if part is not root or not kept(root):
+            return part
     return problem.objective
 
 

@@ -68,8 +68,8 @@ class Factors:
             return torch.zeros_like(b)
         right = b.detach().reshape(-1, len(self.each), b.shape[-1]).permute(1, 2, 0).contiguous().numpy()
         parts = [np.zeros_like(r) if f is None else f(r, transposed) for f, r in zip(self.each, right, strict=True)]
-        # NaN, which belongs to samples without a solution, stays NaN
-        out = np.stack([p + 0 * r for p, r in zip(parts, right, strict=True)])
+        # NaN, which belongs to samples without a solution, marks all of them
+        out = np.stack([p + 0 * r.sum(0) for p, r in zip(parts, right, strict=True)])
         return torch.from_numpy(out).permute(2, 0, 1).reshape(b.shape)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._closure import raw
 from ._jacobian import check_on_fail
-from ._program_dpp import check_dpp
+from ._program_dpp import check_dpp, not_dpp
 from ._program_form import Form
 from ._program_solve import Core
 from ._program_solvers import SCS, Clarabel, ConeSolver, HiGHS
@@ -212,7 +212,13 @@ def program(
     check_dpp(problem)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # cvxpy's remarks on how it canonicalizes
-        return Program(problem, list(parameters), list(variables), solver, tol, on_fail)
+        try:
+            return Program(problem, list(parameters), list(variables), solver, tol, on_fail)
+        except Exception as failure:
+            if problem.is_dpp():
+                raise
+            # a quad_form(x, P) with a parameter P that is not a term of the objective by itself
+            raise ValueError(not_dpp(problem)) from failure
 
 
 def check_members(known: Sequence[Any], given: Any, what: str, kind: type, whole: bool) -> None:
