@@ -71,7 +71,8 @@ class Program(torch.nn.Module):
             return False
         generator = torch.Generator().manual_seed(0)
         P, q, A, b = self.form.data(self.form.theta([example(p, generator) for p in parameters]))
-        return bool((torch.linalg.cholesky_ex(penalized(P, q, A, b, self.form.dims.zero)[0]).info == 0).all())
+        values = torch.linalg.eigvalsh(penalized(P, q, A, b, self.form.dims.zero)[0])
+        return bool((values[..., 0] > 1e-10 * values[..., -1]).all())
 
     def _quadratic(self, P: Tensor, q: Tensor, A: Tensor, b: Tensor) -> Tensor:
         free = self.form.dims.zero
@@ -184,8 +185,7 @@ def program(
         tol: largest relative primal residual, dual residual and gap; 1e-8, with exponential or power cones 1e-6.
         on_fail: "raise", "warn", "nan" or "ignore" for infeasible, unbounded or inaccurate samples.
 
-    Returns: a :class:`Program`, an nn.Module.
-    Raises: ValueError naming the expression that breaks DCP or DPP; when called ConvergenceError, see ``on_fail``.
+    Returns: a :class:`Program`. Raises: ValueError naming what breaks DCP or DPP; when called, ConvergenceError.
     Complexity: a solver call a sample, then O(N^3) for N unknowns and rows. Derivatives of all orders, all modes.
     Source: Agrawal et al. 2019, "Differentiable convex optimization layers".
 

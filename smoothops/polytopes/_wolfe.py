@@ -29,8 +29,18 @@ class Active:
     def gap(self, v: np.ndarray) -> float:
         """<u - y, v - y>, 0 where it may be rounding alone: |u - y| itself is flat at y, and would end far sooner."""
         step = v - self.y
+        self.verify(v)
         gap = (self.u - self.y) @ step
         return gap if gap > 2.0**-50 * ((np.abs(self.u) + np.abs(self.y)) @ np.abs(step)) else 0.0
+
+    def verify(self, v: np.ndarray) -> None:
+        g = self.u - self.y
+        best, given = (self.vertices @ g).max(), v @ g
+        if given < best - 1e-6 * np.abs(g).max() * (np.abs(v).sum() + np.abs(self.vertices).sum(1).max()):
+            raise ValueError(
+                f"the oracle does not maximize: for some theta it returned a vertex with <theta, y> = {given:.6g}, and "
+                f"for another one a vertex with {best:.6g} there"
+            )
 
     def add(self, vertices: np.ndarray) -> bool:
         """Take them in, and say whether the active set is one that was not seen before."""

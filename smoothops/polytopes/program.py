@@ -23,7 +23,7 @@ class ConvexSet(Polytope):
 
     Quadratic is exact to rounding, also at ties; Entropy needs a set within y >= 0; Tsallis takes a number alpha.
     Omega is |y|^2/2, sum y log y, sum (y^alpha - y)/(alpha (alpha - 1)), not shifted. ``maximize`` of a polyhedron
-    is a vertex where no further variables describe it. Complexity: a solver call a row, then O(N^3) for N unknowns and rows; derivatives of all orders.
+    is a vertex if no further variables describe it. All derivatives. Complexity: a solver call and sparse LU a row.
 
     Example:
         >>> import cvxpy as cp
