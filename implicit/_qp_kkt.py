@@ -83,16 +83,18 @@ class ActiveSet(torch.autograd.Function):
 def shaped(numbers: Numbers, batch: torch.Size, free: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """x, the duals of the equalities and those of the inequalities, in the batch's shape."""
     # copies: what the user does to them in place must not reach the backward
-    x, lam = numbers.x.to(dtype, copy=True), numbers.lam.to(dtype, copy=True)
+    x, lam = numbers.x, numbers.lam
     if len(batch) != 1:
         x, lam = x.reshape(*batch, x.shape[-1]), lam.reshape(*batch, lam.shape[-1])
+    x = x.to(dtype, copy=True)
     if free:
-        return x, lam[..., :free].clone(), lam[..., free:].clone()
-    return x, x.new_empty((*batch, 0)), lam
+        return x, lam[..., :free].to(dtype, copy=True), lam[..., free:].to(dtype, copy=True)
+    return x, x.new_empty((*batch, 0)), lam.to(dtype, copy=True)
 
 
 def again(ctx: Any, data: Any, needed: Any, *cotangents: Tensor | None) -> list[Tensor | None]:
     """The same by differentiable operations: for derivatives of derivatives, and under vmap."""
+    higher = torch.is_grad_enabled()
     with torch.enable_grad():
         views = [t.view_as(t) if t is not None else None for t in data]
         numbers, batch, free = ctx.numbers, ctx.batch, ctx.free
@@ -102,7 +104,7 @@ def again(ctx: Any, data: Any, needed: Any, *cotangents: Tensor | None) -> list[
         pairs = [(y, g) for y, g in zip(found, cotangents, strict=True) if g is not None and y.requires_grad]
         inputs = [v for v, need in zip(views, needed, strict=True) if need and v is not None]
         outs, gs = [y for y, _ in pairs], [g for _, g in pairs]
-        grads = iter(torch.autograd.grad(outs, inputs, gs, create_graph=torch.is_grad_enabled(), allow_unused=True))
+        grads = iter(torch.autograd.grad(outs, inputs, gs, create_graph=higher, allow_unused=True))
     return [next(grads) if need else None for need in needed]
 
 

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._qp_dual import SPAN
 from ._qp_native import backward, forward, jit, solve_dual
-from ._qp_status import INACCURATE, INDEFINITE, NOT_FINITE, SOLVED
+from ._qp_status import INACCURATE, INDEFINITE, NOT_FINITE, SOLVED, Options
 
 
 @jit
@@ -99,7 +98,7 @@ def _residual(Q, c, M, t, noise, free, x, lam, active, gx, gl, w):  # type: igno
         if not gap <= 0.0:
             scale = noise[j] + length * np.sqrt(_dot(row, row))
             gap = gap / scale if scale > 0.0 else gap
-            if not gap <= off:
+            if gap > off or np.isnan(gap):
                 off = gap
         if j >= free:
             margin = min(margin, lam[j] if active[j] else abs(slack))
@@ -111,10 +110,10 @@ def _residual(Q, c, M, t, noise, free, x, lam, active, gx, gl, w):  # type: igno
     size, worst = 0.0, 0.0
     for i in range(n):
         size = max(size, w[i])
-        if not abs(gx[i]) <= worst:
+        if abs(gx[i]) > worst or np.isnan(gx[i]):
             worst = abs(gx[i])
     worst = worst / size if size > 0.0 else worst
-    return (worst if not worst <= off else off), margin
+    return (worst if worst > off or np.isnan(worst) else off), margin
 
 
 @jit
@@ -158,7 +157,7 @@ def _solve(  # type: ignore[no-untyped-def]
             poor = poor or not Ui[i, i] * Ui[i, i] > 8 * n * 2.0**-52 * abs(Qi[i, i])
         bad = False
         for j in range(k):
-            bad = bad or not np.isfinite(Si[j, j]) or np.isnan(t[row, j])
+            bad = bad or not np.isfinite(Si[j, j]) or not t[row, j] > -np.inf
         for i in range(n):
             bad = bad or not np.isfinite(u[i])
         if poor or bad:
@@ -224,9 +223,7 @@ def finish(
     flaw: Tensor,
     Y: Tensor,
     S: Tensor,
-    free: int,
-    tol: float,
-    max_iter: int,
+    options: Options,
 ) -> tuple[tuple[Tensor, ...], int]:
     """((x, lam, active, ray, residual, margin, status, iterations, converged), how many failed)."""
     (rows, n), k = c.shape, t.shape[-1]
@@ -235,10 +232,10 @@ def finish(
     out = (x, lam, np.zeros((rows, k), np.bool_), ray, residual, margin, status, iterations, np.empty(rows, np.bool_))
     failed = _solve(
         *[v.contiguous().numpy() for v in (Q, c, M, t, L.mT, flaw, Y.mT, S)],
-        free,
-        max_iter,
-        SPAN,
-        tol,
+        options.free,
+        options.max_iter,
+        options.span,
+        options.tol,
         *out,
     )
     return tuple([torch.from_numpy(v) for v in out]), failed
