@@ -303,6 +303,15 @@ class Cones:
         pairs = zip(self.parts, cases, strict=True)
         return [cone.slopes(s[..., at], y[..., at], case) for (cone, at), case in pairs]
 
+    def full(self) -> list[tuple[Tensor, Tensor]]:
+        """Ones where the blocks of ``slopes`` may be other than zero."""
+        ones = torch.ones(1, self.size, dtype=torch.float64)
+        found = self.slopes(ones, ones, [torch.zeros(1, c.size // 3) for c, _ in self.parts])
+        return [
+            (torch.ones_like(u), torch.zeros_like(v) if type(cone) is Zero else torch.ones_like(v))
+            for (u, v), (cone, _) in zip(found, self.parts, strict=True)
+        ]
+
     def primal_violation(self, s: Tensor) -> Tensor:
         return outside(*(c.primal_violation(s[..., at]).unsqueeze(-1) for c, at in self.parts), 0 * s[..., :1])
 

@@ -17,13 +17,29 @@ LARGE = 2**24  # numbers in the dense matrices that are made at a time
 ROUNDS = 30
 
 
-def kkt(P: Tensor, A: Tensor, slopes: list[tuple[Tensor, Tensor]]) -> list[Any]:
-    """J of each sample as a sparse matrix, from P (batch, n, n), A (batch, m, n) and the blocks of C_s and C_y."""
-    most = max(1, LARGE // max(1, sum(A.shape[-2:])) ** 2)
-    out: list[Any] = []
-    for part in torch.arange(len(P)).split(most):
-        out += sparse_rows(dense_transposed(P[part], A[part], [(u[part], v[part]) for u, v in slopes]))
-    return out
+class Pattern:
+    """Where J may be other than zero, from the patterns of P and A and from blocks (1, k, d, d) that are full or zero.
+
+    It does not depend on the numbers, so that a sample is factorized alike whatever samples it comes with.
+    """
+
+    def __init__(self, P: Tensor, A: Tensor, slopes: list[tuple[Tensor, Tensor]]) -> None:
+        kept = dense_transposed(P, A, slopes)[0] != 0
+        self.kept = kept
+        self.indices = kept.nonzero()[:, 1].int().numpy()
+        self.ends = torch.cat([torch.zeros(1, dtype=torch.int32), kept.sum(1).cumsum(0).int()]).numpy()
+
+    def matrices(self, P: Tensor, A: Tensor, slopes: list[tuple[Tensor, Tensor]]) -> list[Any]:
+        """J of each sample in compressed columns, from P (batch, n, n), A (batch, m, n) and the blocks of C_s, C_y."""
+        from scipy import sparse
+
+        shape = tuple(self.kept.shape)
+        most = max(1, LARGE // max(1, self.kept.numel()))
+        out: list[Any] = []
+        for part in torch.arange(len(P)).split(most) if len(P) else []:
+            dense = dense_transposed(P[part], A[part], [(u[part], v[part]) for u, v in slopes])
+            out += [sparse.csc_matrix((d, self.indices, self.ends), shape) for d in dense[:, self.kept].numpy()]
+        return out
 
 
 def dense_transposed(P: Tensor, A: Tensor, slopes: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -43,22 +59,15 @@ def dense_transposed(P: Tensor, A: Tensor, slopes: list[tuple[Tensor, Tensor]]) 
     return out
 
 
-def sparse_rows(transposed: Tensor) -> list[Any]:
-    """Each matrix of a batch of transposed ones in compressed columns, with one pattern for all."""
-    from scipy import sparse
-
-    kept = (transposed != 0).any(0)
-    indices = kept.nonzero()[:, 1].int().numpy()
-    ends = torch.cat([torch.zeros(1, dtype=torch.int32), kept.sum(1).cumsum(0).int()]).numpy()
-    shape = tuple(kept.shape)
-    return [sparse.csc_matrix((data, indices, ends), shape) for data in transposed[:, kept].numpy()]
-
-
 class Factors:
     """Solves with each of ``matrices``; None stands for 0."""
 
     def __init__(self, matrices: list[Any]) -> None:
         self.each = [None if m is None else factorize(m) for m in matrices]
+
+    def replace(self, which: Tensor, others: Factors) -> None:
+        for i, f in zip(which.nonzero().squeeze(-1).tolist(), others.each, strict=True):
+            self.each[i] = f
 
     def solve(self, b: Tensor, transposed: bool) -> Tensor:
         """J^-1 b or J'^-1 b for b (..., batch, N)."""

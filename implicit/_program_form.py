@@ -95,6 +95,16 @@ class Form:
         index = torch.as_tensor(np.asarray(places).astype(np.int64).copy())
         return torch.where(index > 0, index + start, 0)
 
+    def pattern(self) -> tuple[Tensor, Tensor]:
+        """Where P and A may be other than zero, as (1, n, n) and (1, m, n) of zeros and ones."""
+        mask = torch.zeros(self.m * (self.n + 1), dtype=torch.float64)
+        mask[self.maps.rows] = 1.0
+        P = torch.zeros(self.n * self.n, dtype=torch.float64)
+        if self.P is not None:
+            P[self.P.rows] = 1.0
+        P = P.reshape(1, self.n, self.n)
+        return torch.maximum(P, P.mT), mask.reshape(1, self.m, self.n + 1)[..., :-1]
+
     def theta(self, tensors: Sequence[Tensor]) -> Tensor:
         """Parameters (batch, *shape) or (1, *shape) as (batch, p + 1), the last entry 1."""
         batch = 1

@@ -24,7 +24,8 @@ from torch import Tensor
 from ._closure import eager
 from ._jacobian import Jacobian
 from ._program_cones import Cones
-from ._program_factors import SINGULAR, Factors, kkt
+from ._program_factors import SINGULAR, Factors, Pattern
+from ._program_form import Form
 from ._program_solvers import ConeSolver
 from .adjoint import attach
 from .linear import ConvergenceError, LinearOperator, LinearReport, LinearSolver, LstSq
@@ -67,9 +68,10 @@ class Core:
     made: ClassVar[weakref.WeakValueDictionary[int, Core]] = weakref.WeakValueDictionary()
     count: ClassVar[Any] = itertools.count()
 
-    def __init__(self, n: int, dims: Any, solver: ConeSolver, tol: float | None, on_fail: str) -> None:
-        self.n, self.dims, self.solver, self.on_fail = n, dims, solver, on_fail
-        self.cones = Cones.of(dims, solver.pairs)
+    def __init__(self, form: Form, solver: ConeSolver, tol: float | None, on_fail: str) -> None:
+        self.n, self.dims, self.solver, self.on_fail = form.n, form.dims, solver, on_fail
+        self.cones = Cones.of(form.dims, solver.pairs)
+        self.pattern = Pattern(*form.pattern(), self.cones.full())
         self.tol = self.cones.tolerance if tol is None else tol
         self.register()
 
@@ -95,7 +97,7 @@ class Core:
         x, y = z[..., : self.n], z[..., self.n :]
         s = b - apply_matrix(A, x)
         slopes = self.cones.slopes(s, y, self.cones.cases(s, y))
-        matrices = kkt(P, A, slopes)
+        matrices = self.pattern.matrices(P, A, slopes)
         return Factors([m if good is None or good[i] else None for i, m in enumerate(matrices)])
 
     def cases(self, z: Tensor, A: Tensor, b: Tensor) -> list[Tensor | None]:
@@ -153,26 +155,21 @@ class Core:
         """Newton steps for as long as they help; J is factorized anew where steps with the last one are slow."""
         start, first, cases = z, self.error(z, P, q, A, b).amax(-1), self.cases(z, A, b)
         F = self.residual(z, P, q, A, b, cases)
-        size, factors, fresh = _top(F), None, False
+        size, factors = _top(F), Factors([None] * len(z))
+        done, stale = torch.zeros(len(z), dtype=torch.bool), torch.ones(len(z), dtype=torch.bool)
         for _ in range(POLISH):
-            if factors is None:
-                factors, fresh = self.factors(z, P, A, b), True
+            if bool(stale.any()):
+                factors.replace(stale, self.factors(z[stale], P[stale], A[stale], b[stale]))
             trial = z - factors.solve(F, False)
             F_trial = self.residual(trial, P, q, A, b, cases)
             size_trial = _top(F_trial).nan_to_num(torch.inf)
-            better = size_trial < 0.5 * size
-            if bool(better.any()):
-                slow = bool((better & (size_trial > 1e-2 * size)).any())
-                z = torch.where(better.unsqueeze(-1), trial, z)
-                F, size = torch.where(better.unsqueeze(-1), F_trial, F), torch.where(better, size_trial, size)
-                factors, fresh = (None, False) if slow else (factors, False)
-            elif fresh:
+            better = (size_trial < 0.5 * size) & ~done
+            done |= ~better & (stale | (size <= 1e-13 * (1 + _top(z))))
+            stale = ((size_trial > 1e-2 * size) | ~better) & ~done
+            z, F = torch.where(better.unsqueeze(-1), trial, z), torch.where(better.unsqueeze(-1), F_trial, F)
+            size = torch.where(better, size_trial, size)
+            if bool(done.all()):
                 break
-            else:
-                done = bool((size <= 1e-13 * (1 + _top(z))).all())
-                if done:
-                    break
-                factors = None
         # steps that led out of the cones came from too far away
         kept = self.error(z, P, q, A, b).amax(-1) <= torch.clamp(first, min=self.tol)
         return torch.where(kept.unsqueeze(-1), z, start)

@@ -45,7 +45,7 @@ class Program(torch.nn.Module):
         self.names = [p.name() for p in parameters]
         self.signs = [{k: v for k, v in p.attributes.items() if v is True} for p in parameters]
         self.form = Form(problem, parameters, variables, solver.name)
-        self.core = Core(self.form.n, self.form.dims, solver, tol, on_fail)
+        self.core = Core(self.form, solver, tol, on_fail)
         self.quadratic = self.core.cones.polyhedral and self._strongly_convex(parameters)
 
     def extra_repr(self) -> str:

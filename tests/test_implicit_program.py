@@ -343,3 +343,18 @@ def test_nothing_of_the_callers_is_changed() -> None:
 def test_the_import_is_lazy() -> None:
     code = "import sys, implicit; assert not {'cvxpy', 'cvxpylayers', 'scipy', 'clarabel'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["ball", "psd", "softmax", "cobb_douglas"])
+def test_samples_do_not_see_each_other(name: str) -> None:
+    case = CASES[name]()
+    program = layer(case)
+    inputs = tuple(t.clone().requires_grad_() for t in case.inputs)
+    (together,) = program(*inputs)
+    slopes = torch.autograd.grad((together * cotangent(together)).sum(), inputs)
+    for i in range(len(together)):
+        (alone,) = program(*(t[i : i + 1] for t in inputs))
+        assert torch.equal(alone, together[i : i + 1])
+        own = torch.autograd.grad((alone * cotangent(together)[i : i + 1]).sum(), inputs)
+        for a, b in zip(own, slopes, strict=True):
+            torch.testing.assert_close(a[i], b[i], rtol=0, atol=1e-15)
