@@ -12,7 +12,16 @@ from .relaxations import NeuralSort, SoftSort
 from .sorting_network import Bitonic, Cauchy, OddEven, Optimal, Reciprocal, SortingNetwork
 from .stochastic import Perturbed
 from .noises import Gumbel, Logistic, Normal
-from .polytopes import CappedSimplex, Hypercube, OrderPolytope, Permutahedron, Polytope, Simplex
+from .polytopes import (
+    CappedSimplex,
+    ConvexSet,
+    Hypercube,
+    OraclePolytope,
+    OrderPolytope,
+    Permutahedron,
+    Polytope,
+    Simplex,
+)
 from .elementwise import abs, ceil, clamp, floor, heaviside, maximum, minimum, relu, round, sign
 from .operators import (
     amax,
@@ -103,6 +112,8 @@ __all__ = [
     "Hypercube",
     "Permutahedron",
     "OrderPolytope",
+    "ConvexSet",
+    "OraclePolytope",
     # operators
     "argmax",
     "argmin",
