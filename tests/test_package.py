@@ -60,6 +60,14 @@ LAYERS = {
             "_qp_report",
             "_qp_batch",
         ),
+        (
+            "_program_cones",
+            "_program_solvers",
+            "_program_form",
+            "_program_dpp",
+            "_program_factors",
+            "_program_solve",
+        ),
         ("qp", "program", "bilevel", "equilibrium"),
     ),
 }
