@@ -47,8 +47,8 @@ class Solved(NamedTuple):
 def solve(z: Tensor, a: Tensor, b: Tensor, tol: float, max_iter: int, anneal: bool) -> Solved:
     """For z (rows, n, m), and masses (rows, n, 1), (rows, 1, m) that sum to 1; from a large eps on if ``anneal``."""
     if not z.numel():
-        none, (rows, n, m) = z.new_zeros(len(z)), z.shape
-        return Solved(z.new_zeros(rows, n, 1), z.new_zeros(rows, 1, m), z, z.mT, none, none + tol, none)
+        none, (number, n, m) = z.new_zeros(len(z)), z.shape
+        return Solved(z.new_zeros(number, n, 1), z.new_zeros(number, 1, m), z, z.mT, none, none + tol, none)
     rows = _Rows(z, a, b, tol, anneal)
     while rows.live.numel() and rows.steps < max_iter:
         rows.sweep(min(SWEEPS, max_iter - rows.steps))
