@@ -72,8 +72,9 @@ class _Plan(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
         found = blocks([x, eps, a, b], options)
         weights, size = mass * b, len(found[0].v)
-        kernels = (cut(f.to_columns, *x.shape[-2:]) for f in found)
-        y = torch.cat([k * w for k, w in zip(kernels, weights.split(size), strict=True)])
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for part, f, w in zip(y.split(size), found, weights.split(size), strict=True):
+            torch.mul(cut(f.to_columns, *x.shape[-2:]), w, out=part)
         ctx.massive, ctx.size = massive(a, b), size
         ctx.save_for_backward(x, eps, a, b, mass, y, *(t for f in found for t in (f.v, f.to_columns, f.to_rows)))
         return y
@@ -84,10 +85,10 @@ class _Plan(torch.autograd.Function):
         if torch.is_grad_enabled():
             return _again(_plain_plan, ctx, g, cut(torch.cat(kernels[::3]), 1, x.shape[-1]))
         parts: Any = zip(
-            *(t.split(ctx.size) for t in (y, g, eps, a, b, mass)), kernels[1::3], kernels[2::3], strict=True
+            *(t.split(ctx.size) for t in (y, g, a, b, mass)), kernels[1::3], kernels[2::3], strict=True
         )
-        found = zip(*(_adjoint(*part, positive=ctx.massive) for part in parts), strict=True)
-        dx, p, q = (torch.cat(t) if len(t) > 1 else t[0] for t in found)
+        p, q = (torch.cat(t) for t in zip(*(_adjoint(*part, positive=ctx.massive) for part in parts), strict=True))
+        dx = (g - p).sub_(q).mul_(y).div_(eps)
         return _wanted(
             ctx, lambda: dx, lambda: _strength_slope(dx, x, eps), lambda: mass * p, lambda: mass * q,
             lambda: (y * g).sum((-2, -1), keepdim=True) / mass,
@@ -95,10 +96,10 @@ class _Plan(torch.autograd.Function):
 
 
 def _adjoint(
-    y: Tensor, g: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, to_columns: Tensor, to_rows: Tensor,
+    y: Tensor, g: Tensor, a: Tensor, b: Tensor, mass: Tensor, to_columns: Tensor, to_rows: Tensor,
     *, positive: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dtheta, p and q for the cotangent g of P = y."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """p and q for the cotangent g of P = y."""
     n, m = y.shape[-2:]
     if positive:
         weighted = y * g
@@ -109,7 +110,7 @@ def _adjoint(
     turned, columns = even(rows, columns=False).mT, even(columns, rows=False)
     q = Kernel(to_columns, to_rows, even(b, rows=False)).solve(columns - turned @ to_columns)
     p, q = rows - cut((q @ to_rows).mT, n, 1), cut(q, 1, m)
-    return (g - p).sub_(q).mul_(y).div_(eps), p, q
+    return p, q
 
 
 class _Value(torch.autograd.Function):

@@ -19,7 +19,7 @@ from .._axes import concrete
 RIDGE = 8  # times the size and the machine epsilon: what is added to J where P falls into blocks that hardly meet
 DIRECT = 100  # columns up to which a factorization is cheaper than conjugate gradients
 CG_STEPS, CG_LOOK = 60, 4  # conjugate gradients: at most, and between two looks at the residual
-CG_GOAL = 1e-13  # the residual, relative to the right side
+CG_GOAL = 1e-11  # the residual, relative to the right side
 
 
 def massive(*masses: Tensor) -> bool:
@@ -98,11 +98,11 @@ class Kernel:
         """sum |P' 1 - b| / sum b; the rows are exact."""
         return (self.b * (1 - self.columns).abs()).sum((-2, -1))
 
-    def solve(self, r: Tensor) -> Tensor:
+    def solve(self, r: Tensor, goal: float = CG_GOAL) -> Tensor:
         """x with J x = r, (..., 1, m), by a Cholesky factor that is made once, or by conjugate gradients."""
         if self._factored is None:
             if self.b.shape[-1] > DIRECT and r.ndim == 3 and concrete(r):
-                x = self._conjugate_gradients(r)
+                x = self._conjugate_gradients(r, goal)
                 if x is not None:
                     return x
             self._factored = self._factor()
@@ -120,7 +120,7 @@ class Kernel:
         ridge = RIDGE * s.shape[-1] * torch.finfo(s.dtype).eps
         return factor(s + torch.diag_embed(self.columns.squeeze(-2) + ridge))
 
-    def _conjugate_gradients(self, r: Tensor) -> Tensor | None:
+    def _conjugate_gradients(self, r: Tensor, goal: float) -> Tensor | None:
         """In the inner product with weights b, in which J is symmetric; None where it takes too many steps."""
         b, columns = self.b, self.columns
 
@@ -130,14 +130,14 @@ class Kernel:
         r = r - (b * r).sum(-1, keepdim=True) / b.sum(-1, keepdim=True)
         x, p = torch.zeros_like(r), r
         square = dot(r, r)
-        goal = square * CG_GOAL**2
+        least = square * goal**2
         for step in range(1, CG_STEPS + 1):
             image = columns * p - torch.bmm(torch.bmm(p, self.to_rows), self.to_columns)
             curve = dot(p, image)
-            length = torch.where((square > goal) & (curve > 0), square / curve, 0)
+            length = torch.where((square > least) & (curve > 0), square / curve, 0)
             x, r = x + length * p, r - length * image
             previous, square = square, dot(r, r)
             p = r + torch.where(length > 0, square / previous, 0) * p
-            if step % CG_LOOK == 0 and bool((square <= goal).all()):
+            if step % CG_LOOK == 0 and bool((square <= least).all()):
                 return x
         return None

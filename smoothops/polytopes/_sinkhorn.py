@@ -23,6 +23,7 @@ ANNEAL = 5.0  # the factor from one temperature to the next
 COARSE = 1e-2  # the error at which the next temperature is entered
 SWEEPS = 5  # between two looks at the error
 NEAR = 0.5  # the error below which Newton steps are tried
+INEXACT = 1e-4  # the relative residual of the linear system of a Newton step
 TRUST = 3.0  # the largest change of a potential in a Newton step
 DRIFT = 50.0  # the change of a potential from which on E is made anew: less loses none of its digits
 BLOCK = 2**18  # entries of the matrices that are swept together: two such kernels stay in the cache
@@ -69,7 +70,7 @@ class _Rows:
     """
 
     def __init__(self, z: Tensor, a: Tensor, b: Tensor, tol: float, anneal: bool) -> None:
-        low, high = (end.flatten(1) for end in (z.flatten(1).amin(-1, True), z.flatten(1).amax(-1, True)))
+        low, high = torch.aminmax(z.flatten(1), dim=-1, keepdim=True)
         self.massive = massive(a, b)
         if not self.massive or not bool(low.isfinite().all()):
             counts = (z > -torch.inf) & (a > 0) & (b > 0)
@@ -89,20 +90,21 @@ class _Rows:
         self.newton = torch.zeros_like(span)
         self.steps = 0
         self.found: Any = None  # a Solved, made when the first matrix is done
-        self._renew(None, self._kernel(None, self.v))
+        self._renew(None, self._kernel(None, None))
         nothing = (b == 0).all(-1).flatten()
         self.last[nothing] = 0
         self.settle((rounding >= UNRESOLVED) | nothing)
 
-    def _kernel(self, i: Tensor | None, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """to_columns, to_rows and u of the matrices ``i`` (None: all)."""
+    def _kernel(self, i: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """to_columns, to_rows and u of the matrices ``i`` (None: all) at v (None: 0)."""
         z, a, b, sigma = (x if i is None else x[i] for x in (self.z, self.a, self.b, self.sigma))
-        x = (z if bool((sigma == 1).all()) else z / sigma.reshape(-1, 1, 1)) - v
+        x = z if bool((sigma == 1).all()) else z / sigma.reshape(-1, 1, 1)
+        x = x if v is None else x - v
         if not self.massive:
             x = torch.where(b > 0, x, -torch.inf)
         u = x.amax(-1, keepdim=True)
         u = torch.where(u > -torch.inf, u, 0)
-        to_columns = x.sub_(u).exp_()
+        to_columns = (x - u).exp_()
         to_rows = to_columns.mT.contiguous()
         mean = torch.bmm(b, to_rows)
         mean = torch.where(mean > 0, mean, 1)  # a row where all is forbidden
@@ -157,7 +159,7 @@ class _Rows:
         """A Newton step for the matrices ``i`` where it lowers the error; those for which another one makes sense."""
         b = self.b[i]
         kernel = Kernel(self.to_columns[i], self.to_rows[i], b)
-        step = kernel.solve(kernel.columns - 1)
+        step = kernel.solve(kernel.columns - 1, INEXACT)
         step = torch.where((b > 0) & step.isfinite(), step, 0)
         v = self.v[i] + step * (TRUST / step.abs().amax(-1, keepdim=True)).clamp(max=1)
         moved = self._kernel(i, v)
