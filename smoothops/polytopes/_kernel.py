@@ -19,7 +19,7 @@ from .._axes import concrete
 RIDGE = 8  # times the size and the machine epsilon: what is added to J where P falls into blocks that hardly meet
 DIRECT = 100  # columns up to which a factorization is cheaper than conjugate gradients
 CG_STEPS, CG_LOOK = 60, 4  # conjugate gradients: at most, and between two looks at the residual
-CG_GOAL = 1e-11  # the residual, relative to the right side
+CG_GOAL = 1e-13  # the residual, relative to the right side
 
 
 def massive(*masses: Tensor) -> bool:

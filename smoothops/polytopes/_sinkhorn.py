@@ -9,6 +9,7 @@ steps on v, quadratic, take over.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ NEAR = 0.5  # the error below which Newton steps are tried
 INEXACT = 1e-4  # the relative residual of the linear system of a Newton step
 TRUST = 3.0  # the largest change of a potential in a Newton step
 DRIFT = 50.0  # the change of a potential from which on E is made anew: less loses none of its digits
-BLOCK = 2**18  # entries of the matrices that are swept together: two such kernels stay in the cache
+BLOCK = 2**19  # entries of the matrices that are swept together: two such kernels stay in the cache
 UNRESOLVED = 1e-6  # rounding of the potentials above which their matrix would be meaningless
 
 
@@ -225,20 +226,26 @@ def sinkhorn(
     return v.reshape(*batch, 1, x.shape[-1])
 
 
-def blocks(given: list[Tensor], options: Options) -> list[Solved]:
-    """The solutions for theta, eps, a and b (rows, ...), in as many parts as the cache of a CPU asks for.
+def block_size(x: Tensor) -> int:
+    """How many matrices are swept together."""
+    return max(1, BLOCK // max(1, x.shape[-2:].numel())) if x.device.type == "cpu" else max(1, len(x))
+
+
+def blocks(given: list[Tensor], options: Options) -> Iterator[Solved]:
+    """The solutions for theta, eps, a and b (rows, ...), :func:`block_size` of them at a time.
 
     Odd sizes come back padded by a row or a column without mass.
     """
     x, eps, a, b = given
     tol, max_iter, on_fail, anneal = options
-    size = max(1, BLOCK // max(1, x.shape[-2:].numel())) if x.device.type == "cpu" else max(1, len(x))
-    x, a, b = even(x, -torch.inf), even(a, columns=False), even(b, rows=False)
-    parts = [slice(i, i + size) for i in range(0, max(1, len(x)), size)]
-    found = [solve(x[i] / eps[i], a[i], b[i], tol, max_iter, anneal) for i in parts]
-    error, bound, sweeps = (torch.cat([getattr(f, name) for f in found]) for name in ("error", "tol", "sweeps"))
+    size, judged = block_size(x), []
+    for i in (slice(first, first + size) for first in range(0, max(1, len(x)), size)):
+        z = even(x[i] / eps[i], -torch.inf)
+        found = solve(z, even(a[i], columns=False), even(b[i], rows=False), tol, max_iter, anneal)
+        judged.append((found.error, found.tol, found.sweeps))
+        yield found
+    error, bound, sweeps = (torch.cat(parts) for parts in zip(*judged, strict=True))
     fail(error, bound, sweeps, x, a, b, on_fail)
-    return found
 
 
 def fail(error: Tensor, bound: Tensor, sweeps: Tensor, x: Tensor, a: Tensor, b: Tensor, on_fail: str) -> None:
