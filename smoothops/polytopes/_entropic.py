@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._kernel import CG_GOAL, Kernel, cut, even, massive, scaled
+from ._kernel import CG_GOAL, Kernel, cut, even, massive, plain, scaled
 from ._sinkhorn import Options, as_matrices, block_size, blocks, sinkhorn
 
 STEPS = 3
@@ -87,10 +87,16 @@ class _Plan(torch.autograd.Function):
         (x, eps, a, b, mass, y, v, *kernels), (g,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():
             return _again(_plain_plan, ctx, g, v)
-        split = list(zip(*(t.split(ctx.size) for t in (y, g, eps, a, b, mass)), strict=True))
+        split = list(zip(*(t.split(ctx.size) for t in (y, g, a, b, mass)), strict=True))
         known: list[Any] = list(zip(kernels[::2], kernels[1::2], strict=True)) or [None] * len(split)
         parts = [_adjoint(*part, kernel=k, goal=ctx.goal) for part, k in zip(split, known, strict=True)]
-        dx, p, q = (torch.cat(t) if len(t) > 1 else t[0] for t in zip(*parts, strict=True))
+        p, q = (torch.cat(t) for t in zip(*parts, strict=True))
+        if plain(g):
+            dx = torch.empty_like(y)
+            for i in (slice(first, first + ctx.size) for first in range(0, len(y), ctx.size)):
+                torch.sub(g[i], p[i], out=dx[i]).sub_(q[i]).mul_(y[i]).div_(eps[i])
+        else:
+            dx = (g - p - q) * y / eps
         return _wanted(
             ctx, lambda: dx, lambda: _strength_slope(dx, x, eps), lambda: mass * p, lambda: mass * q,
             lambda: (y * g).sum((-2, -1), keepdim=True) / mass,
@@ -98,17 +104,9 @@ class _Plan(torch.autograd.Function):
 
 
 def _adjoint(
-    y: Tensor,
-    g: Tensor,
-    eps: Tensor,
-    a: Tensor,
-    b: Tensor,
-    mass: Tensor,
-    *,
-    kernel: tuple[Tensor, Tensor] | None,
-    goal: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dtheta, p and q for the cotangent g of P = y; ``kernel`` where masses of 0 keep it from being read off P."""
+    y: Tensor, g: Tensor, a: Tensor, b: Tensor, mass: Tensor, *, kernel: tuple[Tensor, Tensor] | None, goal: float
+) -> tuple[Tensor, Tensor]:
+    """p and q for the cotangent g of P = y; ``kernel`` where masses of 0 keep it from being read off P."""
     n, m = y.shape[-2:]
     if kernel is None:
         weighted = y * g
@@ -121,7 +119,7 @@ def _adjoint(
     turned, columns = even(rows, columns=False).mT, even(columns, rows=False)
     q = Kernel(to_columns, to_rows, even(b, rows=False)).solve(columns - turned @ to_columns, goal)
     p, q = rows - cut((q @ to_rows).mT, n, 1), cut(q, 1, m)
-    return (g - p).sub_(q).mul_(y).div_(eps), p, q
+    return p, q
 
 
 class _Value(torch.autograd.Function):
@@ -159,11 +157,11 @@ def _wanted(ctx: Any, *found: Callable[[], Tensor]) -> tuple[Tensor | None, ...]
     return *(f() if need else None for f, need in zip(found, needs, strict=False)), None
 
 
-def _again(plain: Any, ctx: Any, g: Tensor, v: Tensor) -> tuple[Tensor | None, ...]:
+def _again(path: Any, ctx: Any, g: Tensor, v: Tensor) -> tuple[Tensor | None, ...]:
     """The same derivative through the plain path, which can be differentiated in turn."""
     given, needs = ctx.saved_tensors[:5], ctx.needs_input_grad
     wanted = [x for x, need in zip(given, needs, strict=False) if need]
-    found = iter(torch.autograd.grad(plain(*given, v), wanted, g, create_graph=True))
+    found = iter(torch.autograd.grad(path(*given, v), wanted, g, create_graph=True))
     return tuple(next(found) if need else None for need in needs)
 
 

@@ -27,7 +27,7 @@ NEAR = 0.5  # the error below which Newton steps are tried
 INEXACT = 1e-4  # the relative residual of the linear system of a Newton step
 TRUST = 3.0  # the largest change of a potential in a Newton step
 DRIFT = 50.0  # the change of a potential from which on E is made anew: less loses none of its digits
-BLOCK = 2**19  # entries of the matrices that are swept together: two such kernels stay in the cache
+BLOCK = 2**18  # entries of the matrices that are swept together: two such kernels stay in the cache
 UNRESOLVED = 1e-6  # rounding of the potentials above which their matrix would be meaningless
 
 
@@ -71,7 +71,7 @@ class _Rows:
     """
 
     def __init__(self, z: Tensor, a: Tensor, b: Tensor, tol: float, anneal: bool) -> None:
-        low, high = torch.aminmax(z.flatten(1), dim=-1, keepdim=True)
+        low, high = z.amin((1, 2)).unsqueeze(-1), z.amax((1, 2)).unsqueeze(-1)
         self.massive = massive(a, b)
         if not self.massive or not bool(low.isfinite().all()):
             counts = (z > -torch.inf) & (a > 0) & (b > 0)
