@@ -4,7 +4,8 @@ Forward and backward of a weighted sum of the plan, on one thread, in float64, t
 one matrix a call (``ot.sinkhorn``) or all in one (``ot.solve_batch``), with autograd through its loop. Costs are
 uniform random numbers, or squared distances of random points of the unit square, which take more sweeps. All
 contestants take turns in one process; a time is a median over the turns, a ratio the median of the ratios within a
-turn. The error of a gradient is relative to that of the same problem solved to rounding.
+turn. Who takes less than a second may call twice: what the call before has left in the heap and the caches does not
+count. The error of a gradient is relative to that of the same problem solved to rounding.
 """
 
 from __future__ import annotations
@@ -69,9 +70,14 @@ def gradient(plan: Plan, x: Tensor) -> tuple[float, Tensor]:
     return time.perf_counter() - start, x.grad  # type: ignore[return-value]
 
 
+def seconds(plan: Plan, x: Tensor) -> float:
+    first = gradient(plan, x)[0]
+    return first if first > 1 else min(first, gradient(plan, x)[0])
+
+
 def contest(plans: dict[str, Plan], x: Tensor, exact: Tensor, turns: int) -> None:
     errors = {name: ((gradient(p, x)[1] - exact).norm() / exact.norm()).item() for name, p in plans.items()}
-    spent = [{name: gradient(p, x)[0] for name, p in plans.items()} for _ in range(turns)]
+    spent = [{name: seconds(p, x) for name, p in plans.items()} for _ in range(turns)]
     first = next(iter(plans))
     for name in plans:
         ms = 1e3 * statistics.median(turn[name] for turn in spent)
@@ -99,8 +105,8 @@ def main() -> None:
                 a = torch.full((n,), 1 / n, dtype=torch.float64)
                 known = lambda c, e=eps, a=a: so.Transport(a, a).argmax(-c, so.Entropy(e, solver=exactly))  # noqa: E731
                 print(f"\n{batch} x ({n} x {n}), {kind}, eps {eps}\n\n{HEADER}")
-                contest(plans, x, gradient(known, x)[1], 3 if options.quick else 9)
-    orders(2 if options.quick else 5)
+                contest(plans, x, gradient(known, x)[1], 3 if options.quick else 7)
+    orders(2 if options.quick else 4)
 
 
 def orders(turns: int) -> None:
@@ -124,7 +130,7 @@ def orders(turns: int) -> None:
     }
     for plan in plans.values():
         gradient(plan, x)
-    spent = [{name: gradient(p, x)[0] for name, p in plans.items()} for _ in range(turns)]
+    spent = [{name: seconds(p, x) for name, p in plans.items()} for _ in range(turns)]
     first = next(iter(plans))
     for name in plans:
         ratio = statistics.median(turn[name] / turn[first] for turn in spent)
