@@ -12,7 +12,9 @@ from .relaxations import NeuralSort, SoftSort
 from .sorting_network import Bitonic, Cauchy, OddEven, Optimal, Reciprocal, SortingNetwork
 from .stochastic import Perturbed
 from .noises import Gumbel, Logistic, Normal
+from .solvers import Sinkhorn
 from .polytopes import (
+    Birkhoff,
     CappedSimplex,
     ConvexSet,
     Hypercube,
@@ -21,6 +23,7 @@ from .polytopes import (
     Permutahedron,
     Polytope,
     Simplex,
+    Transport,
 )
 from .elementwise import abs, ceil, clamp, floor, heaviside, maximum, minimum, relu, round, sign
 from .operators import (
@@ -114,6 +117,9 @@ __all__ = [
     "OrderPolytope",
     "ConvexSet",
     "OraclePolytope",
+    "Birkhoff",
+    "Transport",
+    "Sinkhorn",
     # operators
     "argmax",
     "argmin",

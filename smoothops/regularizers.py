@@ -29,6 +29,7 @@ from torch import Tensor
 from ._axes import check_number, concrete
 from ._regularizer import Mixing, Regularizer
 from .kernels.torch import LOGSUMEXP
+from .solvers import Sinkhorn
 
 
 def log_ratio(z: Tensor, beta: Tensor) -> Tensor:
@@ -160,7 +161,7 @@ class Quadratic(Regularizer):
         tensor([3.0000, 1.2500, 1.7500])
     """
 
-    roles = frozenset({"simplex", "capped", "box", "step", "order", "permutahedron"})
+    roles = frozenset({"simplex", "capped", "box", "step", "order", "permutahedron", "transport"})
     pair_scale = 2.0
     newton_steps = 1
 
@@ -208,6 +209,7 @@ class Entropy(Regularizer):
 
     Args:
         eps: strength, in the unit of theta; a number, a positive tensor with gradient, or ``Mixing``.
+        solver: :class:`Sinkhorn` with options, for Birkhoff and Transport; in rank and sort it asks for Birkhoff.
 
     Source: Blondel, Roulet 2024, "The elements of differentiable programming".
 
@@ -216,7 +218,9 @@ class Entropy(Regularizer):
         tensor([0.2689, 0.7311])
     """
 
-    roles = frozenset({"simplex", "capped", "box", "step", "permutahedron"})
+    solver: Sinkhorn | None = None  # type: ignore[misc]
+
+    roles = frozenset({"simplex", "capped", "box", "step", "permutahedron", "transport"})
     log_residual = True
     pool_rule = LOGSUMEXP
     closed_form = True

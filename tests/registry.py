@@ -15,6 +15,7 @@ import pytest
 import torch
 from oracles import hard_mask, hard_one, hard_part, hard_rank, importance, present, repeated, spread
 from registry_logic import LOGIC
+from registry_matrices import MATRICES
 from registry_more import MORE
 from registry_parts import (
     ABSENT,
@@ -157,6 +158,7 @@ OPERATORS = [
     Operator("OrderPolytope.max", on_last_max(falling), CONE_MAXIMUM, CONE, equation=of(falling), maximum=1),
     *MORE,
     *LOGIC,
+    *MATRICES,
 ]
 # fmt: on
 

@@ -5,8 +5,10 @@ from .generic import OraclePolytope
 from .permutahedron import OrderPolytope, Permutahedron
 from .program import ConvexSet
 from .simplex import CappedSimplex, Hypercube, Simplex
+from .transport import Birkhoff, Transport
 
 __all__ = [
+    "Birkhoff",
     "CappedSimplex",
     "ConvexSet",
     "Hypercube",
@@ -15,4 +17,5 @@ __all__ = [
     "Permutahedron",
     "Polytope",
     "Simplex",
+    "Transport",
 ]
