@@ -10,6 +10,7 @@ from torch import Tensor
 from ._qp_kkt import stack_rows
 from ._qp_report import report
 from ._qp_solve import Numbers, solve_numbers
+from ._qp_status import Options
 
 Data = tuple[Tensor | None, ...]
 LIBRARY = torch.library.Library("implicit", "FRAGMENT")
@@ -41,11 +42,11 @@ def flatten(data: Data, batch: torch.Size) -> tuple[Tensor, Tensor, Tensor, Tens
     return Q, c, *stack_rows(Q, A, b, G, h)
 
 
-def solve_batch(rows: tuple[Tensor, Tensor, Tensor, Tensor], free: int, tol: float, max_iter: int) -> Numbers:
+def solve_batch(rows: tuple[Tensor, Tensor, Tensor, Tensor], options: Options) -> Numbers:
     Q, c, M, t = rows
     if M.ndim == 2:
         M, t = M.unsqueeze(0), t.expand(len(c), 0)
-    return solve_numbers(Q, c, M, t, free, tol, max_iter)
+    return solve_numbers(Q, c, M, t, options)
 
 
 def solve_eagerly(
@@ -61,10 +62,10 @@ def solve_eagerly(
 ) -> tuple[Tensor, ...]:
     data = (Q, c, A, b, G, h)
     batch = batch_of(data)
-    free = 0 if A is None else A.shape[-2]
-    numbers = solve_batch(flatten(data, batch), free, tol, max_iter)
+    options = Options(0 if A is None else A.shape[-2], tol, max_iter)
+    numbers = solve_batch(flatten(data, batch), options)
     if on_fail != "ignore":
-        report(numbers, data, batch, free, tol, on_fail)
+        report(numbers, data, batch, options, on_fail)
     n, k = numbers.x.shape[-1], numbers.lam.shape[-1]
     vectors = numbers.x.reshape(*batch, n), numbers.lam.reshape(*batch, k), numbers.active.reshape(*batch, k)
     each = (numbers.converged, numbers.iterations, numbers.residual, numbers.margin)
@@ -99,7 +100,7 @@ torch.library.register_fake("implicit::qp", fake, lib=LIBRARY)
 torch.library.register_vmap("implicit::qp", batched, lib=LIBRARY)
 
 
-def solve_opaque(data: Data, batch: torch.Size, free: int, tol: float, max_iter: int, on_fail: str) -> Any:
+def solve_opaque(data: Data, batch: torch.Size, options: Options, on_fail: str) -> Any:
     """(x, lam, active, status, iterations, residual, margin), numbers of the batch's shape."""
     aligned = []
     for i, t in enumerate(data):
@@ -108,4 +109,4 @@ def solve_opaque(data: Data, batch: torch.Size, free: int, tol: float, max_iter:
             t = t.detach()
             t = t.reshape(*[1] * (len(batch) + event - t.ndim), *t.shape)
         aligned.append(t)
-    return torch.ops.implicit.qp(*aligned, tol, max_iter, on_fail)
+    return torch.ops.implicit.qp(*aligned, options.tol, options.max_iter, on_fail)

@@ -94,6 +94,7 @@ def shaped(numbers: Numbers, batch: torch.Size, free: int, dtype: torch.dtype) -
 
 def again(ctx: Any, data: Any, needed: Any, *cotangents: Tensor | None) -> list[Tensor | None]:
     """The same by differentiable operations: for derivatives of derivatives, and under vmap."""
+    higher = torch.is_grad_enabled()
     with torch.enable_grad():
         views = [t.view_as(t) if t is not None else None for t in data]
         numbers, batch, free = ctx.numbers, ctx.batch, ctx.free
@@ -103,7 +104,7 @@ def again(ctx: Any, data: Any, needed: Any, *cotangents: Tensor | None) -> list[
         pairs = [(y, g) for y, g in zip(found, cotangents, strict=True) if g is not None and y.requires_grad]
         inputs = [v for v, need in zip(views, needed, strict=True) if need and v is not None]
         outs, gs = [y for y, _ in pairs], [g for _, g in pairs]
-        grads = iter(torch.autograd.grad(outs, inputs, gs, create_graph=torch.is_grad_enabled(), allow_unused=True))
+        grads = iter(torch.autograd.grad(outs, inputs, gs, create_graph=higher, allow_unused=True))
     return [next(grads) if need else None for need in needed]
 
 

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._qp_dual import SPAN
 from ._qp_native import backward, forward, jit, solve_dual
-from ._qp_status import INACCURATE, INDEFINITE, NOT_FINITE, SOLVED
+from ._qp_status import INACCURATE, INDEFINITE, NOT_FINITE, SOLVED, Options
 
 
 @jit
@@ -224,9 +223,7 @@ def finish(
     flaw: Tensor,
     Y: Tensor,
     S: Tensor,
-    free: int,
-    tol: float,
-    max_iter: int,
+    options: Options,
 ) -> tuple[tuple[Tensor, ...], int]:
     """((x, lam, active, ray, residual, margin, status, iterations, converged), how many failed)."""
     (rows, n), k = c.shape, t.shape[-1]
@@ -235,10 +232,10 @@ def finish(
     out = (x, lam, np.zeros((rows, k), np.bool_), ray, residual, margin, status, iterations, np.empty(rows, np.bool_))
     failed = _solve(
         *[v.contiguous().numpy() for v in (Q, c, M, t, L.mT, flaw, Y.mT, S)],
-        free,
-        max_iter,
-        SPAN,
-        tol,
+        options.free,
+        options.max_iter,
+        options.span,
+        options.tol,
         *out,
     )
     return tuple([torch.from_numpy(v) for v in out]), failed

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ._qp_solve import Numbers
-from ._qp_status import INACCURATE, INDEFINITE, INFEASIBLE, NOT_FINITE, NOT_UNIQUE, STOPPED, UNBOUNDED
+from ._qp_status import INACCURATE, INDEFINITE, INFEASIBLE, NOT_FINITE, NOT_UNIQUE, STOPPED, UNBOUNDED, Options
 from .linear import ConvergenceError
 
 NAMES = ("Q", "c", "A", "b", "G", "h")
 
 
 def report(
-    numbers: Numbers, data: tuple[Tensor | None, ...], batch: torch.Size, free: int, tol: float, on_fail: str
+    numbers: Numbers, data: tuple[Tensor | None, ...], batch: torch.Size, options: Options, on_fail: str
 ) -> None:
     """Raise or warn if a problem has no answer."""
     if not numbers.failed or on_fail not in ("raise", "warn"):
@@ -24,7 +24,7 @@ def report(
     bad = (~numbers.converged).nonzero().squeeze(-1).tolist()
     row = bad[0]
     where = "" if not batch else f" {index_of(row, batch)} of the batch {tuple(batch)}"
-    kind, text = describe(row, numbers, data, batch, free, tol)
+    kind, text = describe(row, numbers, data, batch, options)
     more = f" ({len(bad)} problems have no answer: {[index_of(i, batch) for i in bad[:8]]})" if len(bad) > 1 else ""
     message = f"qp: problem{where} {text}{more}"
     if on_fail == "raise":
@@ -41,7 +41,7 @@ def index_of(row: int, batch: torch.Size) -> Any:
 
 
 def describe(
-    row: int, numbers: Numbers, data: tuple[Tensor | None, ...], batch: torch.Size, free: int, tol: float
+    row: int, numbers: Numbers, data: tuple[Tensor | None, ...], batch: torch.Size, options: Options
 ) -> tuple[type[Exception], str]:
     index = index_of(row, batch) if len(batch) != 1 else (index_of(row, batch),)
     for i, t in enumerate(data):
@@ -57,7 +57,7 @@ def describe(
         ray = numbers.ray[row]
         ray = ray / ray.abs().sum()
         rows = (ray.abs() > 1e-9).nonzero().squeeze(-1).tolist()
-        names = ", ".join(f"A[{i}]" if i < free else f"G[{i - free}]" for i in rows[:12])
+        names = ", ".join(f"A[{i}]" if i < options.free else f"G[{i - options.free}]" for i in rows[:12])
         names += ", ..." if len(rows) > 12 else ""
         weights = ", ".join(f"{ray[i].item():.3g}" for i in rows[:12])
         if len(rows) == 1:
@@ -89,6 +89,6 @@ def describe(
         return ConvergenceError, f"is not solved after {int(numbers.iterations[row])} steps; raise max_iter"
     assert status == INACCURATE
     return ConvergenceError, (
-        f"is solved with a residual of {numbers.residual[row].item():.1e} only, above {tol:.1e}: "
+        f"is solved with a residual of {numbers.residual[row].item():.1e} only, above {options.tol:.1e}: "
         "it is badly conditioned; rescale it, or loosen rtol"
     )

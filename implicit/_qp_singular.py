@@ -12,12 +12,13 @@ the steps tend to a direction along which the objective falls for ever. Source: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._qp_status import INDEFINITE, INFEASIBLE, NOT_UNIQUE, SOLVED, STOPPED, UNBOUNDED
+from ._qp_dual import positions
+from ._qp_status import INDEFINITE, INFEASIBLE, NOT_UNIQUE, SOLVED, STOPPED, UNBOUNDED, Options
 
 STEPS = 100
 # relative size of the proximal term; of what counts as zero in a certificate
@@ -33,19 +34,20 @@ def kkt_matrix(H: Tensor, M: Tensor, active: Tensor) -> Tensor:
 
 def solve_exactly(H: Tensor, c: Tensor, M: Tensor, t: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(x, lam, whether the system of the active rows is regular)."""
-    K = kkt_matrix(H, M, active)
-    # by rows and columns of like size, so that a small pivot means a dependent row
-    size = K.abs().amax(-1)
-    size = torch.where(size > 0, size, 1).sqrt()
-    scaled = K / (size.unsqueeze(-1) * size.unsqueeze(-2))
+    n = c.shape[-1]
+    index, on = positions(active)
+    K = kkt_matrix(H, M.gather(1, index.unsqueeze(-1).expand(-1, -1, n)), on)
+    # rows and columns of like size, so that a small pivot means a dependent row
+    scale = K.abs().amax(-1) if n else K.sum(-1)
+    scale = torch.where(scale > 0, scale, 1).sqrt()
+    scaled = K / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
     factor, pivots, _ = torch.linalg.lu_factor_ex(scaled)
-    right = torch.cat([-c, torch.where(active, t, 0)], -1) / size
-    z = torch.linalg.lu_solve(factor, pivots, right.unsqueeze(-1))
-    z = z + torch.linalg.lu_solve(factor, pivots, right.unsqueeze(-1) - scaled @ z)
-    diagonal = factor.diagonal(dim1=-2, dim2=-1).abs()
-    regular = (diagonal > 1e-11).all(-1) & z.isfinite().all(-1).all(-1)
-    z = z.squeeze(-1) / size
-    return *z.split([H.shape[-1], M.shape[-2]], -1), regular
+    right = (torch.cat([-c, torch.where(on, t.gather(-1, index), 0)], -1) / scale).unsqueeze(-1)
+    z = torch.linalg.lu_solve(factor, pivots, right)
+    z = (z + torch.linalg.lu_solve(factor, pivots, right - scaled @ z)).squeeze(-1) / scale
+    regular = (factor.diagonal(dim1=-2, dim2=-1).abs() > 1e-11).all(-1) & z.isfinite().all(-1)
+    lam = torch.zeros_like(t).scatter(-1, index, torch.where(on, z[:, n:], 0))
+    return z[:, :n], lam, regular
 
 
 def certifies(H: Tensor, c: Tensor, M: Tensor, t: Tensor, free: int, d: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ def certifies(H: Tensor, c: Tensor, M: Tensor, t: Tensor, free: int, d: Tensor) 
 
 
 def solve_singular(
-    Q: Tensor, c: Tensor, M: Tensor, t: Tensor, free: int, tol: float, max_iter: int, strict: Callable, check: Callable
+    Q: Tensor, c: Tensor, M: Tensor, t: Tensor, options: Options, strict: Any, check: Any
 ) -> tuple[Tensor, ...]:
     """(x, lam, active, ray, residual, margin, status, iterations) of problems that all have their own data.
 
@@ -79,31 +81,49 @@ def solve_singular(
     delta = torch.maximum(DELTA * largest, 10 * DELTA * torch.linalg.vector_norm(c, dim=-1) / reach)
     delta = torch.where(delta > 0, delta, 1).unsqueeze(-1)
     noise = t.abs() + length * reach.unsqueeze(-1)
-    convex = torch.where(flawed[:, None, None], 0, H) + torch.diag_embed(delta.expand_as(c))
-    x = torch.zeros_like(c)
+    whole = (H, c, M, t, noise, delta)
     status = torch.where(flawed, INDEFINITE, STOPPED)
-    out: list[Tensor] = []
-    for _ in range(STEPS):
-        found, _ = strict(convex, c - delta * x, M, t, free, tol, max_iter)
-        near, lam, active, ray, _, _, state, count, _ = found
-        near = torch.where(near.isfinite(), near, x)
-        exact, duals, regular = solve_exactly(H, c, M, t, active)
-        exact, duals = (torch.where(regular.unsqueeze(-1), v, w) for v, w in ((exact, near), (duals, lam)))
-        off, margin, *_ = check(H, c, M, t, noise, free, exact, duals, active)
-        # a tiny dual may have either sign; a negative one belongs to a row that should not be active
-        right = torch.arange(lam.shape[-1], device=lam.device) < free
-        right = (right | (duals >= -tol * duals.abs().amax(-1, keepdim=True))).all(-1) if len(right) else regular | True
-        solved = right & (off <= tol)
-        verdict = torch.full_like(status, STOPPED)
-        verdict = torch.where(certifies(H, c, M, t, free, near - x), UNBOUNDED, verdict)
-        verdict = torch.where(solved, torch.where(regular, SOLVED, NOT_UNIQUE), verdict)
-        verdict = torch.where(state == INFEASIBLE, INFEASIBLE, verdict)
-        duals = torch.where(active, duals, 0)
-        now = [exact, duals, active, ray, off, margin, torch.where(status == STOPPED, verdict, status), count]
-        fresh = status == STOPPED
-        out = [torch.where(fresh.reshape(-1, *[1] * (v.ndim - 1)), v, w) for v, w in zip(now, out or now, strict=True)]
-        status = out[6]
-        if not bool((status == STOPPED).any()):
+    nan = torch.full_like(largest, torch.nan)
+    none = torch.zeros_like(t, dtype=torch.bool)
+    out = [c * torch.nan, torch.zeros_like(t), none.clone(), torch.zeros_like(t), nan, nan.clone(), status, status * 0]
+    left = (~flawed).nonzero().squeeze(-1)
+    x, last = torch.zeros_like(c), none
+    for step in range(STEPS):
+        if not len(left):
             break
-        x = near
+        point = x[left], last[left] if step else None
+        near, *found = proximal_step([v[left] for v in whole], *point, options, strict, check)
+        for old, new in zip(out, found, strict=True):
+            old[left] = new
+        x[left], last[left] = near, found[2]
+        left = left[found[6] == STOPPED]
     return tuple(out)
+
+
+def proximal_step(
+    data: list[Tensor], x: Tensor, last: Tensor | None, options: Options, strict: Any, check: Any
+) -> list[Tensor]:
+    """[next x, x, lam, active, ray, residual, margin, status, iterations]; ``last`` is what was active before."""
+    H, c, M, t, noise, delta = data
+    free, tol = options.free, options.tol
+    found = strict(H + torch.diag_embed(delta.expand_as(c)), c - delta * x, M, t, options)
+    near, lam, active, ray, _, _, state, count, _ = found
+    near = torch.where(near.isfinite(), near, x)
+    exact, duals, regular = near.clone(), lam.clone(), torch.ones_like(state, dtype=torch.bool)
+    # the same rows once more would give the same answer
+    fresh = torch.linalg.vector_norm(near - x, dim=-1) <= tol * torch.linalg.vector_norm(near, dim=-1)
+    fresh = fresh | (active != last).any(-1) if last is not None else fresh | True
+    new = fresh.nonzero().squeeze(-1)
+    if len(new):
+        point, multipliers, good = solve_exactly(H[new], c[new], M[new], t[new], active[new])
+        good_ = good.unsqueeze(-1)
+        exact[new], duals[new] = torch.where(good_, point, near[new]), torch.where(good_, multipliers, lam[new])
+        regular[new] = good
+    off, margin, *_ = check(H, c, M, t, noise, free, exact, duals, active)
+    # a tiny dual may have either sign; a negative one belongs to a row that should not be active
+    signs = duals[:, free:] >= -tol * duals.abs().sum(-1, keepdim=True)
+    solved = signs.all(-1) & (off <= tol)
+    status = torch.where(certifies(H, c, M, t, free, near - x), UNBOUNDED, STOPPED)
+    status = torch.where(solved, torch.where(regular, SOLVED, NOT_UNIQUE), status)
+    status = torch.where(state == INFEASIBLE, INFEASIBLE, status)
+    return [near, exact, duals, active, ray, off, margin, status, count]

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._qp_dual import masked, solve_dual, solve_masked
+from ._qp_dual import Block, solve_dual
 from ._qp_singular import solve_singular
-from ._qp_status import INACCURATE, INDEFINITE, NOT_FINITE, SOLVED
+from ._qp_status import INACCURATE, INDEFINITE, INFEASIBLE, NOT_FINITE, SOLVED, Options
 
 # relative residual above which a solution is refined
 FINE = 1e-14
+OTHER_SPANS = 1e-10, 1e-14
 FIELDS = ("x", "lam", "active", "ray", "residual", "margin", "status", "iterations", "converged")
 
 
@@ -71,15 +72,15 @@ def upper_solve(L: Tensor, v: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(L.mT, v.unsqueeze(-1), upper=True).squeeze(-1)
 
 
-def solve_numbers(Q: Tensor, c: Tensor, M: Tensor, t: Tensor, free: int, tol: float, max_iter: int) -> Numbers:
+def solve_numbers(Q: Tensor, c: Tensor, M: Tensor, t: Tensor, options: Options) -> Numbers:
     """Q: (rows or 1, n, n), c: (rows, n), M: (rows or 1, k, n), t: (rows, k), in float64."""
-    numbers = solve_strict(Q, c, M, t, free, tol, max_iter)
+    numbers = solve_strict(Q, c, M, t, options)
     if numbers.failed:
-        explain(numbers, Q, c, M, t, free, tol, max_iter)
+        explain(numbers, Q, c, M, t, options)
     return numbers
 
 
-def solve_strict(Q: Tensor, c: Tensor, M: Tensor, t: Tensor, free: int, tol: float, max_iter: int) -> Numbers:
+def solve_strict(Q: Tensor, c: Tensor, M: Tensor, t: Tensor, options: Options) -> Numbers:
     """Strictly convex problems; the others are INDEFINITE."""
     L, flaw = torch.linalg.cholesky_ex((Q + Q.mT).mul_(0.5))
     Y = torch.linalg.solve_triangular(L, M.mT, upper=False)
@@ -87,34 +88,50 @@ def solve_strict(Q: Tensor, c: Tensor, M: Tensor, t: Tensor, free: int, tol: flo
     if native(Q.device):
         from . import _qp_native_kkt
 
-        found, failed = _qp_native_kkt.finish(Q, c, M, t, L, flaw, Y, S, free, tol, max_iter)
+        found, failed = _qp_native_kkt.finish(Q, c, M, t, L, flaw, Y, S, options)
     else:
-        found, failed = finish(Q, c, M, t, L, flaw, Y, S, free, tol, max_iter)
+        found, failed = finish(Q, c, M, t, L, flaw, Y, S, options)
     fields: dict[str, Any] = dict(zip(FIELDS, found, strict=True))
     return Numbers(**fields, L=L, Y=Y, S=S, failed=failed)
 
 
-def explain(numbers: Numbers, Q: Tensor, c: Tensor, M: Tensor, t: Tensor, free: int, tol: float, max_iter: int) -> None:
-    """Tells bad data from a singular Q, and solves the latter."""
-    whole = lambda v: v.isfinite().reshape(len(v), -1).all(-1)  # noqa: E731
-    finite = whole(Q) & whole(c) & whole(M) & ~(t.isnan() | (t == -torch.inf)).any(-1)
-    status = torch.where(finite, numbers.status, NOT_FINITE)
-    rows = ((status == INDEFINITE) & finite).nonzero().squeeze(-1)
-    if len(rows):
+def explain(numbers: Numbers, Q: Tensor, c: Tensor, M: Tensor, t: Tensor, options: Options) -> None:
+    """Solves what failed by other means where there are any, and tells bad data from other failures."""
+
+    def rows_where(mask: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+        rows = mask.nonzero().squeeze(-1)
         take = lambda v: v[rows] if len(v) > 1 else v.expand(len(rows), *v.shape[1:])  # noqa: E731
+        return rows, (take(Q), take(c), take(M), take(t))
 
-        def strict(*args: Any) -> tuple[tuple[Tensor, ...], int]:
-            found = solve_strict(*args)
-            return found.outcome(), found.failed
-
-        found = solve_singular(take(Q), c[rows], take(M), t[rows], free, tol, max_iter, strict, check)
+    def write(rows: Tensor, found: tuple[Tensor, ...]) -> None:
         for name, v in zip(FIELDS, found, strict=False):
             getattr(numbers, name)[rows] = v
-        status[rows] = numbers.status[rows]
+
+    whole = lambda v: v.isfinite().reshape(len(v), -1).all(-1)  # noqa: E731
+    finite = whole(Q) & whole(c) & whole(M) & ~(t.isnan() | (t == -torch.inf)).any(-1)
+    singular = finite & (numbers.status == INDEFINITE)
+    rows, part = rows_where(singular)
+    if len(rows):
+        write(rows, solve_singular(*part, options, lambda *args: solve_strict(*args).outcome(), check))
         numbers.singular = True
-    numbers.status = status
-    numbers.converged = status == SOLVED
+    # where nearly dependent rows were told from dependent ones wrongly, the other choice may do
+    for span in OTHER_SPANS:
+        rows, part = rows_where(finite & ~singular & doubtful(numbers, M, t))
+        if len(rows):
+            write(rows, solve_strict(*part, options._replace(span=span)).outcome())
+    numbers.status = torch.where(doubtful(numbers, M, t), INACCURATE, numbers.status)
+    numbers.status = torch.where(finite, numbers.status, NOT_FINITE)
+    numbers.converged = numbers.status == SOLVED
     numbers.failed = int((~numbers.converged).sum())
+
+
+def doubtful(numbers: Numbers, M: Tensor, t: Tensor) -> Tensor:
+    """Which problems have inaccurate solutions, or are infeasible without proof."""
+    ray = numbers.ray
+    size = (ray.abs() * torch.linalg.vector_norm(M, dim=-1)).sum(-1)
+    proof = (apply(M.mT, ray).abs() <= 1e-9 * size.unsqueeze(-1)).all(-1)
+    proof = proof & (torch.where(ray == 0, 0, ray * t).sum(-1) < 0)
+    return (numbers.status == INACCURATE) | ((numbers.status == INFEASIBLE) & ~proof)
 
 
 def finish(
@@ -126,9 +143,7 @@ def finish(
     flaw: Tensor,
     Y: Tensor,
     S: Tensor,
-    free: int,
-    tol: float,
-    max_iter: int,
+    options: Options,
 ) -> tuple[tuple[Tensor, ...], int]:
     """The same as ``_qp_native_kkt.finish``, on any device."""
     n = c.shape[-1]
@@ -137,10 +152,10 @@ def finish(
     u = lower_solve(L, c)
     length = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
     noise = t.abs() + S.diagonal(dim1=-2, dim2=-1).sqrt() * length
-    lam, active, ray, status, iterations = solve_dual(S, -apply(Y.mT, u) - t, noise, free, n, max_iter, 10 * tol)
+    lam, active, ray, status, iterations = solve_dual(S, -apply(Y.mT, u) - t, noise, n, options)
     x = -upper_solve(L, u + apply(Y, lam))
     H = (Q + Q.mT) / 2
-    off, margin, gx, gl = check(H, c, M, t, noise, free, x, lam, active)
+    off, margin, gx, gl = check(H, c, M, t, noise, options.free, x, lam, active)
     fine = (status == SOLVED) & ~poor
     for _ in range(3):
         rough = fine & (off > FINE)
@@ -148,7 +163,7 @@ def finish(
             break
         p, q = adjoint(L, Y, S, active, gx, gl)
         new_x, new_lam = x + p, lam + q
-        new = check(H, c, M, t, noise, free, new_x, new_lam, active)
+        new = check(H, c, M, t, noise, options.free, new_x, new_lam, active)
         better = rough & (new[0] < off)
         x = torch.where(better.unsqueeze(-1), new_x, x)
         lam = torch.where(better.unsqueeze(-1), new_lam, lam)
@@ -156,7 +171,7 @@ def finish(
             torch.where(better.reshape(-1, *[1] * (b.ndim - 1)), b, a)
             for a, b in zip((off, margin, gx, gl), new, strict=True)
         )
-    status = torch.where(fine & ~(off <= tol), INACCURATE, status)
+    status = torch.where(fine & ~(off <= options.tol), INACCURATE, status)
     status = torch.where(poor, INDEFINITE, status)
     converged = status == SOLVED
     return (x, lam, active, ray, off, margin, status, iterations, converged), int((~converged).sum())
@@ -188,6 +203,5 @@ def adjoint(L: Tensor, Y: Tensor, S: Tensor, active: Tensor, gx: Tensor, gl: Ten
     """p, q with H p + M_A' q = gx, M_A p = gl, and q zero in the other rows."""
     t = lower_solve(L, gx)
     right = apply(Y.mT, t)
-    factor = torch.linalg.cholesky_ex(masked(S, active))[0]
-    q = solve_masked(factor, active, right if gl is None else right - gl)
+    q = Block(S, active).solve(right if gl is None else right - gl)
     return upper_solve(L, t - apply(Y, q)), q

@@ -12,6 +12,7 @@ from ._jacobian import check_on_fail
 from ._qp_batch import Data, flatten, solve_batch, solve_opaque
 from ._qp_kkt import ActiveSet, differentiate, shaped
 from ._qp_report import NAMES, report
+from ._qp_status import Options
 from .adjoint import check_count
 
 RTOL = 1e-11  # in float64, in which everything is done
@@ -127,15 +128,14 @@ def qp(
     check_on_fail(on_fail)
     if max_iter is not None:
         check_count(max_iter, "max_iter")
-    tol = tolerance(rtol, atol)
     free = 0 if A is None else A.shape[-2]
     k = free + (0 if G is None else G.shape[-2])
-    steps = max_iter or 10 * (Q.shape[-1] + k) + 100
+    options = Options(free, tolerance(rtol, atol), max_iter or 10 * (Q.shape[-1] + k) + 100)
     if eager():
-        numbers = solve_batch(flatten(data, batch), free, tol, steps)
+        numbers = solve_batch(flatten(data, batch), options)
         failed = numbers.failed > 0
         if failed:
-            report(numbers, data, batch, free, tol, on_fail)
+            report(numbers, data, batch, options, on_fail)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in data):
             x, dual_eq, dual_ineq = ActiveSet.apply(numbers, batch, free, *data)
         else:
@@ -145,7 +145,7 @@ def qp(
             each = [v.reshape(batch) for v in each]
     else:
         failed = True  # perhaps: nobody can look
-        x, lam, active, *each = solve_opaque(data, batch, free, tol, steps, on_fail)
+        x, lam, active, *each = solve_opaque(data, batch, options, on_fail)
         x, dual_eq, dual_ineq = differentiate(data, x, lam, active, free, k)
     if failed and on_fail == "nan":
         # not torch.where: the gradient of a problem that failed must be NaN too

@@ -16,7 +16,9 @@ from .solvers import Sinkhorn
 from .polytopes import (
     Birkhoff,
     CappedSimplex,
+    ConvexSet,
     Hypercube,
+    OraclePolytope,
     OrderPolytope,
     Permutahedron,
     Polytope,
@@ -113,6 +115,8 @@ __all__ = [
     "Hypercube",
     "Permutahedron",
     "OrderPolytope",
+    "ConvexSet",
+    "OraclePolytope",
     "Birkhoff",
     "Transport",
     "Sinkhorn",

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,6 +88,14 @@ class Tsallis(Regularizer):
     @classmethod
     def make(cls, eps: float | Tensor | Mixing, shape: float | Tensor) -> Tsallis:
         return cls(shape, eps)
+
+    def cvxpy(self, y: Any) -> Any:
+        """eps Omega(y) as an expression of cvxpy, for ``ConvexSet``; a constant eps and alpha."""
+        import cvxpy as cp
+
+        if self.alpha == 1:
+            return -cp.sum(cp.entr(y)) * self.eps
+        return self.eps * (cp.sum(cp.power(y, self.alpha)) - cp.sum(y)) / (self.alpha * (self.alpha - 1))
 
     @staticmethod
     def cap(shape: Tensor) -> Tensor | float:
@@ -156,6 +165,12 @@ class Quadratic(Regularizer):
     pair_scale = 2.0
     newton_steps = 1
 
+    def cvxpy(self, y: Any) -> Any:
+        """eps Omega(y) as an expression of cvxpy, for ``ConvexSet``; a constant eps."""
+        import cvxpy as cp
+
+        return self.eps * cp.sum_squares(y) / 2
+
     @staticmethod
     def phi(z: Tensor, shape: Tensor) -> Tensor:
         return torch.where(z > 0, z, 0)
@@ -209,6 +224,12 @@ class Entropy(Regularizer):
     log_residual = True
     pool_rule = LOGSUMEXP
     closed_form = True
+
+    def cvxpy(self, y: Any) -> Any:
+        """eps Omega(y) as an expression of cvxpy, for ``ConvexSet``; a constant eps."""
+        import cvxpy as cp
+
+        return -cp.sum(cp.entr(y)) * self.eps
 
     @classmethod
     def on_box(cls) -> type[Regularizer]:
@@ -273,6 +294,12 @@ class BinaryEntropy(Regularizer):
     roles = frozenset({"capped", "box", "step"})
     bounded = True
     log_residual = True
+
+    def cvxpy(self, y: Any) -> Any:
+        """eps Omega(y) as an expression of cvxpy, for ``ConvexSet``; a constant eps."""
+        import cvxpy as cp
+
+        return -(cp.sum(cp.entr(y)) + cp.sum(cp.entr(1 - y))) * self.eps
 
     @staticmethod
     def phi(z: Tensor, shape: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from oracles import normal
 from scipy.optimize import linprog
 from torch import Tensor
 
-import implicit
 from implicit import QPSolution, _qp_solve, qp
+from implicit._qp_batch import flatten, solve_batch
+from implicit._qp_status import Options
 
 D = torch.float64
 EYE = torch.eye(2, dtype=D)
@@ -114,7 +115,7 @@ def test_tied_problems_equal_enumeration(n: int, p: int, m: int) -> None:
 def test_tied_problems_are_solved_or_refuted(n: int, p: int, m: int) -> None:
     """Every problem has a solution to rounding, or a ray that proves that it has none."""
     data = integer_problem(200, n, p, m, seed=10 + n)
-    numbers = implicit._qp_batch.solve_batch(implicit._qp_batch.flatten(data, torch.Size([200])), p, 1e-11, 1000)
+    numbers = solve_batch(flatten(data, torch.Size([200])), Options(p, 1e-11, 1000))
     good = numbers.converged
     assert 10 < good.sum() < 190
     assert numbers.residual[good].max() < 1e-13
@@ -251,6 +252,13 @@ def test_repeated_and_dependent_rows() -> None:
     # four rows through one vertex of the plane
     corner = torch.tensor([[1, 0], [0, 1], [1, 1], [1, 2]], dtype=D)
     close(qp(EYE, vector(-5, -7), G=corner, h=corner @ vector(1, 1)).x, vector(1, 1))
+
+
+@pytest.mark.parametrize("angle", [1e-4, 1e-6, 3e-7])
+def test_nearly_parallel_rows_are_not_taken_for_a_contradiction(angle: float) -> None:
+    """x_1 <= 0 and x_1 + angle x_2 >= 5 angle: the nearest point is (0, 5)."""
+    s = qp(EYE, vector(0, 0), G=torch.tensor([[1, 0], [-1, -angle]], dtype=D), h=vector(0, -5 * angle))
+    close(s.x, vector(0, 5), 1e-6)
 
 
 def test_infinite_bounds_and_zero_rows() -> None:

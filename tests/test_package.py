@@ -25,7 +25,7 @@ PACKAGES = (so, implicit)
 # Each module imports from its own row or from rows above it; within a row there is no cycle.
 LAYERS = {
     "smoothops": (
-        ("_axes", "_opaque", "_reduction", "kernels", "kernels.*"),
+        ("_axes", "_opaque", "_reduction", "solvers", "kernels", "kernels.*"),
         ("smoothing",),
         ("_regularizer",),
         ("regularizers",),
@@ -49,6 +49,25 @@ LAYERS = {
         ("adjoint",),
         ("_loop", "iterate", "conditions", "report"),
         ("root", "fixed_point", "minimize"),
+        (
+            "_qp_status",
+            "_qp_dual",
+            "_qp_native",
+            "_qp_native_kkt",
+            "_qp_singular",
+            "_qp_solve",
+            "_qp_kkt",
+            "_qp_report",
+            "_qp_batch",
+        ),
+        (
+            "_program_cones",
+            "_program_solvers",
+            "_program_form",
+            "_program_dpp",
+            "_program_factors",
+            "_program_solve",
+        ),
         ("qp", "program", "bilevel", "equilibrium"),
     ),
 }

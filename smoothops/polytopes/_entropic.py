@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._kernel import Kernel, cut, even, massive, scaled
-from ._sinkhorn import Options, as_matrices, blocks, sinkhorn
+from ._kernel import CG_GOAL, Kernel, cut, even, massive, plain, scaled
+from ._sinkhorn import Options, as_matrices, block_size, blocks, sinkhorn
 
 STEPS = 3
 
@@ -70,24 +70,33 @@ class _Plan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
-        found = blocks([x, eps, a, b], options)
-        weights, size = mass * b, len(found[0].v)
-        kernels = (cut(f.to_columns, *x.shape[-2:]) for f in found)
-        y = torch.cat([k * w for k, w in zip(kernels, weights.split(size), strict=True)])
-        ctx.massive, ctx.size = massive(a, b), size
-        ctx.save_for_backward(x, eps, a, b, mass, y, *(t for f in found for t in (f.v, f.to_columns, f.to_rows)))
+        y, v, kernels = torch.empty_like(x, memory_format=torch.contiguous_format), [], []
+        ctx.massive, ctx.size = massive(a, b), block_size(x)
+        ctx.goal = max(CG_GOAL, options[0] / 100)  # as exact as P is
+        weights = (mass * b).split(ctx.size)
+        for part, weight, found in zip(y.split(ctx.size), weights, blocks([x, eps, a, b], options), strict=True):
+            torch.mul(cut(found.to_columns, *x.shape[-2:]), weight, out=part)
+            v.append(found.v)
+            if not ctx.massive:  # else the kernel follows from P
+                kernels += [found.to_columns, found.to_rows]
+        ctx.save_for_backward(x, eps, a, b, mass, y, cut(torch.cat(v), 1, x.shape[-1]), *kernels)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (x, eps, a, b, mass, y, *kernels), (g,) = ctx.saved_tensors, gradients
+        (x, eps, a, b, mass, y, v, *kernels), (g,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():
-            return _again(_plain_plan, ctx, g, cut(torch.cat(kernels[::3]), 1, x.shape[-1]))
-        parts: Any = zip(
-            *(t.split(ctx.size) for t in (y, g, eps, a, b, mass)), kernels[1::3], kernels[2::3], strict=True
-        )
-        found = zip(*(_adjoint(*part, positive=ctx.massive) for part in parts), strict=True)
-        dx, p, q = (torch.cat(t) if len(t) > 1 else t[0] for t in found)
+            return _again(_plain_plan, ctx, g, v)
+        split = list(zip(*(t.split(ctx.size) for t in (y, g, a, b, mass)), strict=True))
+        known: list[Any] = list(zip(kernels[::2], kernels[1::2], strict=True)) or [None] * len(split)
+        parts = [_adjoint(*part, kernel=k, goal=ctx.goal) for part, k in zip(split, known, strict=True)]
+        p, q = (torch.cat(t) for t in zip(*parts, strict=True))
+        if plain(g):
+            dx = torch.empty_like(y)
+            for i in (slice(first, first + ctx.size) for first in range(0, len(y), ctx.size)):
+                torch.sub(g[i], p[i], out=dx[i]).sub_(q[i]).mul_(y[i]).div_(eps[i])
+        else:
+            dx = (g - p - q) * y / eps
         return _wanted(
             ctx, lambda: dx, lambda: _strength_slope(dx, x, eps), lambda: mass * p, lambda: mass * q,
             lambda: (y * g).sum((-2, -1), keepdim=True) / mass,
@@ -95,21 +104,22 @@ class _Plan(torch.autograd.Function):
 
 
 def _adjoint(
-    y: Tensor, g: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, to_columns: Tensor, to_rows: Tensor,
-    *, positive: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dtheta, p and q for the cotangent g of P = y."""
+    y: Tensor, g: Tensor, a: Tensor, b: Tensor, mass: Tensor, *, kernel: tuple[Tensor, Tensor] | None, goal: float
+) -> tuple[Tensor, Tensor]:
+    """p and q for the cotangent g of P = y; ``kernel`` where masses of 0 keep it from being read off P."""
     n, m = y.shape[-2:]
-    if positive:
+    if kernel is None:
         weighted = y * g
         rows, columns = weighted.sum(-1, keepdim=True) / (mass * a), weighted.sum(-2, keepdim=True) / (mass * b)
+        kernel = even(y / (mass * b)), even(y.mT / (mass * a.mT)).contiguous()
     else:
-        rows = (cut(to_rows, m, n).mT * g).sum(-1, keepdim=True)
-        columns = (cut(to_columns, n, m) * g).sum(-2, keepdim=True)
+        rows = (cut(kernel[1], m, n).mT * g).sum(-1, keepdim=True)
+        columns = (cut(kernel[0], n, m) * g).sum(-2, keepdim=True)
+    to_columns, to_rows = kernel
     turned, columns = even(rows, columns=False).mT, even(columns, rows=False)
-    q = Kernel(to_columns, to_rows, even(b, rows=False)).solve(columns - turned @ to_columns)
+    q = Kernel(to_columns, to_rows, even(b, rows=False)).solve(columns - turned @ to_columns, goal)
     p, q = rows - cut((q @ to_rows).mT, n, 1), cut(q, 1, m)
-    return (g - p).sub_(q).mul_(y).div_(eps), p, q
+    return p, q
 
 
 class _Value(torch.autograd.Function):
@@ -117,20 +127,24 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
-        found = blocks([x, eps, a, b], options)
         n, m = x.shape[-2:]
-        u, v = cut(torch.cat([f.u for f in found]), n, 1), cut(torch.cat([f.v for f in found]), 1, m)
-        to_columns = torch.cat([cut(f.to_columns, n, m) for f in found])
+        y, potentials = torch.empty_like(x, memory_format=torch.contiguous_format), []
+        weights = b.split(block_size(x))
+        for part, weight, found in zip(y.split(block_size(x)), weights, blocks([x, eps, a, b], options), strict=True):
+            torch.mul(cut(found.to_columns, n, m), weight, out=part)
+            potentials.append((found.u, found.v))
+        u, v = (torch.cat(t) for t in zip(*potentials, strict=True))
+        u, v = cut(u, n, 1), cut(v, 1, m)
         value = _unit_value(a, b, u, v)
-        ctx.save_for_backward(x, eps, a, b, mass, u, v, to_columns, value)
+        ctx.save_for_backward(x, eps, a, b, mass, u, v, y, value)
         return eps * mass * value
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (x, eps, a, b, mass, u, v, to_columns, value), (g,) = ctx.saved_tensors, gradients
+        (x, eps, a, b, mass, u, v, y, value), (g,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():
             return _again(_plain_value, ctx, g, v)
-        dx, scale = to_columns * (b * mass * g), eps * mass * g
+        dx, scale = y * (mass * g), eps * mass * g
         return _wanted(
             ctx, lambda: dx, lambda: _strength_slope(dx, x, eps) + mass * value * g,
             lambda: scale * (u - (a.log() + 1) / 2), lambda: scale * (v - (b.log() + 1) / 2), lambda: eps * value * g,
@@ -143,11 +157,11 @@ def _wanted(ctx: Any, *found: Callable[[], Tensor]) -> tuple[Tensor | None, ...]
     return *(f() if need else None for f, need in zip(found, needs, strict=False)), None
 
 
-def _again(plain: Any, ctx: Any, g: Tensor, v: Tensor) -> tuple[Tensor | None, ...]:
+def _again(path: Any, ctx: Any, g: Tensor, v: Tensor) -> tuple[Tensor | None, ...]:
     """The same derivative through the plain path, which can be differentiated in turn."""
     given, needs = ctx.saved_tensors[:5], ctx.needs_input_grad
     wanted = [x for x, need in zip(given, needs, strict=False) if need]
-    found = iter(torch.autograd.grad(plain(*given, v), wanted, g, create_graph=True))
+    found = iter(torch.autograd.grad(path(*given, v), wanted, g, create_graph=True))
     return tuple(next(found) if need else None for need in needs)
 
 

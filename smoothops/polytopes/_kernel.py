@@ -22,6 +22,11 @@ CG_STEPS, CG_LOOK = 60, 4  # conjugate gradients: at most, and between two looks
 CG_GOAL = 1e-13  # the residual, relative to the right side
 
 
+def plain(t: Tensor) -> bool:
+    """Whether t may be looked at, and is no batch in disguise, of is_grads_batched."""
+    return concrete(t) and not torch._C._functorch.is_legacy_batchedtensor(t)
+
+
 def massive(*masses: Tensor) -> bool:
     """Whether all masses are known to be positive."""
     return all(concrete(mass) and bool((mass > 0).all()) for mass in masses)
@@ -98,11 +103,11 @@ class Kernel:
         """sum |P' 1 - b| / sum b; the rows are exact."""
         return (self.b * (1 - self.columns).abs()).sum((-2, -1))
 
-    def solve(self, r: Tensor) -> Tensor:
+    def solve(self, r: Tensor, goal: float = CG_GOAL) -> Tensor:
         """x with J x = r, (..., 1, m), by a Cholesky factor that is made once, or by conjugate gradients."""
         if self._factored is None:
-            if self.b.shape[-1] > DIRECT and r.ndim == 3 and concrete(r):
-                x = self._conjugate_gradients(r)
+            if self.b.shape[-1] > DIRECT and r.ndim == 3 and plain(r):
+                x = self._conjugate_gradients(r, goal)
                 if x is not None:
                     return x
             self._factored = self._factor()
@@ -115,12 +120,12 @@ class Kernel:
     def _factor(self) -> Tensor:
         """The Cholesky factor of sqrt(b) J / sqrt(b), symmetric, with 1 in place of its eigenvalue 0."""
         root = self.b.sqrt()
-        s = product(self.to_rows, self.to_columns)
-        s = root.mT * root - s * (root / torch.where(root > 0, root, 1).mT)
-        ridge = RIDGE * s.shape[-1] * torch.finfo(s.dtype).eps
-        return factor(s + torch.diag_embed(self.columns.squeeze(-2) + ridge))
+        ridge = RIDGE * root.shape[-1] * torch.finfo(root.dtype).eps
+        s = product(self.to_rows, self.to_columns) * (-root / torch.where(root > 0, root, 1).mT)
+        s = s.add_(root.mT * root).add_(torch.diag_embed(self.columns.squeeze(-2) + ridge))
+        return factor(s)
 
-    def _conjugate_gradients(self, r: Tensor) -> Tensor | None:
+    def _conjugate_gradients(self, r: Tensor, goal: float) -> Tensor | None:
         """In the inner product with weights b, in which J is symmetric; None where it takes too many steps."""
         b, columns = self.b, self.columns
 
@@ -130,14 +135,14 @@ class Kernel:
         r = r - (b * r).sum(-1, keepdim=True) / b.sum(-1, keepdim=True)
         x, p = torch.zeros_like(r), r
         square = dot(r, r)
-        goal = square * CG_GOAL**2
+        least = square * goal**2
         for step in range(1, CG_STEPS + 1):
             image = columns * p - torch.bmm(torch.bmm(p, self.to_rows), self.to_columns)
             curve = dot(p, image)
-            length = torch.where((square > goal) & (curve > 0), square / curve, 0)
+            length = torch.where((square > least) & (curve > 0), square / curve, 0)
             x, r = x + length * p, r - length * image
             previous, square = square, dot(r, r)
             p = r + torch.where(length > 0, square / previous, 0) * p
-            if step % CG_LOOK == 0 and bool((square <= goal).all()):
+            if step % CG_LOOK == 0 and bool((square <= least).all()):
                 return x
         return None

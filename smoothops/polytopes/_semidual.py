@@ -159,10 +159,11 @@ def _fake(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, *_: Any) -> tuple[Tensor
 )
 def semidual(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, on_fail: str, anneal: bool) -> tuple[Tensor, Tensor, Tensor]:
     """u (..., n, 1), v (..., 1, m), and the components of the support as labels of the columns."""
+    if not x.numel():
+        u, v, label = (t.new_zeros(t.shape) for t in _fake(x, eps, a, b))
+        return u, v, label
     batch, (x, eps, a, b) = as_matrices(x, eps, a, b)
     z = x / eps
-    if not z.numel():
-        return tuple(t.new_zeros(t.shape) for t in _fake(x, eps, a, b))  # type: ignore[return-value]
     rows = _Rows(z, a, b, anneal)
     rows.finish()
     u, v, error, bound, steps = rows.found

@@ -9,6 +9,7 @@ steps on v, quadratic, take over.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ ANNEAL = 5.0  # the factor from one temperature to the next
 COARSE = 1e-2  # the error at which the next temperature is entered
 SWEEPS = 5  # between two looks at the error
 NEAR = 0.5  # the error below which Newton steps are tried
+INEXACT = 1e-4  # the relative residual of the linear system of a Newton step
 TRUST = 3.0  # the largest change of a potential in a Newton step
 DRIFT = 50.0  # the change of a potential from which on E is made anew: less loses none of its digits
 BLOCK = 2**18  # entries of the matrices that are swept together: two such kernels stay in the cache
@@ -47,8 +49,8 @@ class Solved(NamedTuple):
 def solve(z: Tensor, a: Tensor, b: Tensor, tol: float, max_iter: int, anneal: bool) -> Solved:
     """For z (rows, n, m), and masses (rows, n, 1), (rows, 1, m) that sum to 1; from a large eps on if ``anneal``."""
     if not z.numel():
-        none = z.new_zeros(len(z))
-        return Solved(torch.zeros_like(z[..., :1]), torch.zeros_like(z[:, :1]), z, z.mT, none, none + tol, none)
+        none, (number, n, m) = z.new_zeros(len(z)), z.shape
+        return Solved(z.new_zeros(number, n, 1), z.new_zeros(number, 1, m), z, z.mT, none, none + tol, none)
     rows = _Rows(z, a, b, tol, anneal)
     while rows.live.numel() and rows.steps < max_iter:
         rows.sweep(min(SWEEPS, max_iter - rows.steps))
@@ -69,7 +71,7 @@ class _Rows:
     """
 
     def __init__(self, z: Tensor, a: Tensor, b: Tensor, tol: float, anneal: bool) -> None:
-        low, high = (end.flatten(1) for end in (z.flatten(1).amin(-1, True), z.flatten(1).amax(-1, True)))
+        low, high = z.amin((1, 2)).unsqueeze(-1), z.amax((1, 2)).unsqueeze(-1)
         self.massive = massive(a, b)
         if not self.massive or not bool(low.isfinite().all()):
             counts = (z > -torch.inf) & (a > 0) & (b > 0)
@@ -89,20 +91,21 @@ class _Rows:
         self.newton = torch.zeros_like(span)
         self.steps = 0
         self.found: Any = None  # a Solved, made when the first matrix is done
-        self._renew(None, self._kernel(None, self.v))
+        self._renew(None, self._kernel(None, None))
         nothing = (b == 0).all(-1).flatten()
         self.last[nothing] = 0
         self.settle((rounding >= UNRESOLVED) | nothing)
 
-    def _kernel(self, i: Tensor | None, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """to_columns, to_rows and u of the matrices ``i`` (None: all)."""
+    def _kernel(self, i: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """to_columns, to_rows and u of the matrices ``i`` (None: all) at v (None: 0)."""
         z, a, b, sigma = (x if i is None else x[i] for x in (self.z, self.a, self.b, self.sigma))
-        x = (z if bool((sigma == 1).all()) else z / sigma.reshape(-1, 1, 1)) - v
+        x = z if bool((sigma == 1).all()) else z / sigma.reshape(-1, 1, 1)
+        x = x if v is None else x - v
         if not self.massive:
             x = torch.where(b > 0, x, -torch.inf)
         u = x.amax(-1, keepdim=True)
         u = torch.where(u > -torch.inf, u, 0)
-        to_columns = x.sub_(u).exp_()
+        to_columns = (x - u).exp_()
         to_rows = to_columns.mT.contiguous()
         mean = torch.bmm(b, to_rows)
         mean = torch.where(mean > 0, mean, 1)  # a row where all is forbidden
@@ -157,7 +160,7 @@ class _Rows:
         """A Newton step for the matrices ``i`` where it lowers the error; those for which another one makes sense."""
         b = self.b[i]
         kernel = Kernel(self.to_columns[i], self.to_rows[i], b)
-        step = kernel.solve(kernel.columns - 1)
+        step = kernel.solve(kernel.columns - 1, INEXACT)
         step = torch.where((b > 0) & step.isfinite(), step, 0)
         v = self.v[i] + step * (TRUST / step.abs().amax(-1, keepdim=True)).clamp(max=1)
         moved = self._kernel(i, v)
@@ -223,20 +226,26 @@ def sinkhorn(
     return v.reshape(*batch, 1, x.shape[-1])
 
 
-def blocks(given: list[Tensor], options: Options) -> list[Solved]:
-    """The solutions for theta, eps, a and b (rows, ...), in as many parts as the cache of a CPU asks for.
+def block_size(x: Tensor) -> int:
+    """How many matrices are swept together."""
+    return max(1, BLOCK // max(1, x.shape[-2:].numel())) if x.device.type == "cpu" else max(1, len(x))
+
+
+def blocks(given: list[Tensor], options: Options) -> Iterator[Solved]:
+    """The solutions for theta, eps, a and b (rows, ...), :func:`block_size` of them at a time.
 
     Odd sizes come back padded by a row or a column without mass.
     """
     x, eps, a, b = given
     tol, max_iter, on_fail, anneal = options
-    size = max(1, BLOCK // max(1, x.shape[-2:].numel())) if x.device.type == "cpu" else max(1, len(x))
-    x, a, b = even(x, -torch.inf), even(a, columns=False), even(b, rows=False)
-    parts = [slice(i, i + size) for i in range(0, max(1, len(x)), size)]
-    found = [solve(x[i] / eps[i], a[i], b[i], tol, max_iter, anneal) for i in parts]
-    error, bound, sweeps = (torch.cat([getattr(f, name) for f in found]) for name in ("error", "tol", "sweeps"))
+    size, judged = block_size(x), []
+    for i in (slice(first, first + size) for first in range(0, max(1, len(x)), size)):
+        z = even(x[i] / eps[i], -torch.inf)
+        found = solve(z, even(a[i], columns=False), even(b[i], rows=False), tol, max_iter, anneal)
+        judged.append((found.error, found.tol, found.sweeps))
+        yield found
+    error, bound, sweeps = (torch.cat(parts) for parts in zip(*judged, strict=True))
     fail(error, bound, sweeps, x, a, b, on_fail)
-    return found
 
 
 def fail(error: Tensor, bound: Tensor, sweeps: Tensor, x: Tensor, a: Tensor, b: Tensor, on_fail: str) -> None:

@@ -37,8 +37,8 @@ class Transport(Polytope):
 
     Example:
         >>> so.Transport(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])).argmax(torch.eye(2), so.Entropy(0.5))
-        tensor([[0.2197, 0.2803],
-                [0.0303, 0.4697]])
+        tensor([[0.2416, 0.2584],
+                [0.0084, 0.4916]])
     """
 
     a: Tensor

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
+import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -168,7 +169,9 @@ def processor() -> str:
 def table(quick: bool) -> Iterator[str]:
     sizes = SIZES[:5] if quick else SIZES + MORE
     names = [name for name in RIVALS if importlib.util.find_spec(name) is not None]
-    yield f"{datetime.date.today().isoformat()}; {processor()}, {torch.get_num_threads()} thread(s), wall clock."
+    named = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", *names))
+    threads = torch.get_num_threads()
+    yield f"{datetime.date.today().isoformat()}; {processor()}, {threads} thread(s), wall clock; {named}."
     yield ""
     yield f"| n | m | batch | active | implicit.qp, ms |{''.join(f' {name}, ms | ratio |' for name in names)}"
     yield "|---:|---:|---:|---:|---:|" + "---:|---:|" * len(names)
