@@ -36,6 +36,19 @@ from .operators import (
     topk,
     topk_mask,
 )
+from .control import (
+    Binomial,
+    FinalState,
+    LoopInfo,
+    Readout,
+    Sample,
+    Sqrt,
+    cond,
+    fori_loop,
+    scan,
+    switch,
+    while_loop,
+)
 from . import losses, metrics
 from .fenchel_young import FenchelYoung
 
@@ -108,6 +121,18 @@ __all__ = [
     "floor",
     "ceil",
     "round",
+    # control flow
+    "cond",
+    "switch",
+    "fori_loop",
+    "scan",
+    "while_loop",
+    "FinalState",
+    "Readout",
+    "Sample",
+    "LoopInfo",
+    "Sqrt",
+    "Binomial",
     # losses and metrics
     "FenchelYoung",
     "losses",

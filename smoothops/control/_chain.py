@@ -27,6 +27,7 @@ class Chain(NamedTuple):
     step: Callable[[int, Any, Any], tuple[Any, Any]]
     feeds: Sequence[list[Any]] | None = None
     halted: Callable[[int, Any], bool] | None = None  # after step i - 1, whether the rest may be left out
+    check: Callable[[Any, Any], Any] | None = None  # of the new state and the old one, the first time only
 
     def play(self, state: Any, start: int, stop: int, outs: list[Any], feeds: Any = None) -> tuple[Any, int]:
         """The state after the steps start, ..., stop - 1, or at the earlier step that is returned with it."""
@@ -34,7 +35,10 @@ class Chain(NamedTuple):
         for i in range(start, stop):
             if self.halted is not None and i and self.halted(i, state):
                 return state, i
-            state, out = self.step(i, state, None if feeds is None else feeds[i])
+            old = state
+            state, out = self.step(i, old, None if feeds is None else feeds[i])
+            if self.check is not None:
+                self.check(state, old)
             outs.append(out)
         return state, stop
 
@@ -223,7 +227,7 @@ class _Reversal:
     """A chain that was played, with the states that were kept: its backward."""
 
     def __init__(self, chain: Chain, leaves: list[Any]) -> None:
-        self.chain, self.leaves = chain._replace(halted=None), leaves
+        self.chain, self.leaves = chain._replace(halted=None, check=None), leaves
         self.kept: list[tuple[int, int, Checkpoint | None, _Kept]] = []
         self.closed: list[Tensor] = []
         devices = {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)}
@@ -235,7 +239,9 @@ class _Reversal:
         rows = [flatten(out) for out in outs]
         found = [*ends, *(leaf for row, _ in rows for leaf in row)]
         self.given = [leaf for leaf in self.leaves if differentiable(leaf) and leaf.requires_grad]
-        self.fed = [] if self.chain.feeds is None else [t for f in self.chain.feeds[: len(outs)] for t in f if t.requires_grad]
+        self.fed = (
+            [] if self.chain.feeds is None else [t for f in self.chain.feeds[: len(outs)] for t in f if t.requires_grad]
+        )
         inputs = [*self.given, *self.fed, *self.closed]
         if not torch.is_grad_enabled() or not inputs:
             return state, outs

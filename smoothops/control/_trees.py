@@ -1,4 +1,4 @@
-"""Pytrees of tensors with weights: which dims a weight stands for, and sums in which weight 0 means absent."""
+"""Pytrees of tensors with weights: which dims a weight stands for, and means in which weight 0 means absent."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_unflatten
+
+from .._axes import concrete
+from ._guard import some
 
 LEAF = tree_flatten(0)[1]
 
@@ -37,12 +40,17 @@ def check_same(found: Any, wanted: Any, who: str, reference: str, *, numbers: bo
 
     ``numbers``: whether a Python number goes with a tensor.
     """
+    if torch.compiler.is_compiling():
+        return _check_same(found, wanted, who, reference, numbers)
+    with torch._C.DisableTorchFunction():  # a mode would see every look at a shape
+        return _check_same(found, wanted, who, reference, numbers)
+
+
+def _check_same(found: Any, wanted: Any, who: str, reference: str, numbers: bool) -> list[Any]:
     leaves, spec = flatten(found)
     others, other_spec = flatten(wanted)
     if spec is not other_spec and spec != other_spec:
-        raise ValueError(
-            f"{who} returned the structure {spec}, {reference} {other_spec}; both must be the same pytree"
-        )
+        raise ValueError(f"{who} returned the structure {spec}, {reference} {other_spec}; both must be the same pytree")
     for i, (a, b) in enumerate(zip(leaves, others, strict=True)):
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             same = a.shape == b.shape and a.dtype == b.dtype
@@ -92,3 +100,36 @@ def result_dtype(leaf: Tensor) -> torch.dtype:
 
 def work_dtype(leaf: Tensor, w: Tensor) -> torch.dtype:
     return torch.promote_types(leaf.dtype, w.dtype) if leaf.is_floating_point() else torch.float64
+
+
+def check_range(p: Tensor, name: str) -> None:
+    if concrete(p) and bool(((p < 0) | (p > 1)).any()):
+        low, high = (v.item() for v in p.detach().aminmax())
+        raise ValueError(f"{name} has values in [{low:.4g}, {high:.4g}], expected [0, 1]; use so.heaviside or so.gt")
+
+
+def add(total: Tensor | None, w: Tensor, leaf: Tensor, name: str, scale: Tensor | None = None) -> Tensor:
+    """total + w leaf (or total + scale leaf), where what has w = 0 adds 0, also when it is inf or nan."""
+    dtype = work_dtype(leaf, w)
+    w, leaf = lead(w, leaf, name).to(dtype), leaf.to(dtype)
+    absent = w == 0
+    if some(absent):
+        # no tangent of what is absent either: 0 times an infinite one is NaN
+        leaf = torch.where(absent, torch.where(leaf.isfinite(), leaf.detach(), 0), leaf)
+    part = (w if scale is None else lead(scale, leaf, name).to(dtype)) * leaf
+    return part if total is None else total + part
+
+
+def mix(p: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """p x + (1 - p) y, exact at both ends; what has weight 0 contributes 0, also when it is inf or nan."""
+    dtype, work = result_dtype(x), work_dtype(x, p)
+    p, x, y = p.to(work), x.to(work), y.to(work)
+    # no tangent of what is absent: 0 times an infinite one is NaN
+    x, y = torch.where(p == 0, x.detach(), x), torch.where(p == 1, y.detach(), y)
+    finite = x.isfinite() & y.isfinite()
+    gap = torch.where(finite, x - y, 0)
+    value = torch.where(p < 0.5, y + p * gap, x - (1 - p) * gap)
+    # infinities of positive weight: inf - inf above would make NaN of a mean that is inf
+    infinite = ~finite & (p != 0) & (p != 1)
+    mean = p * torch.where(infinite, x, 0) + (1 - p) * torch.where(infinite, y, 0)
+    return torch.where(infinite, mean, value).to(dtype)

@@ -14,6 +14,11 @@ from .branches import check_callable, name_of
 from .checkpoint import Checkpoint
 
 
+def same_form(fn: Callable[..., Any], reference: str) -> Callable[[Any, Any], Any]:
+    name = name_of(fn)
+    return lambda new, old: check_same(new, old, name, reference, numbers=False)
+
+
 def fori_loop(
     lo: int, hi: int, body: Callable[[int, Any], Any], init: Any, *, checkpoint: Checkpoint | None = None
 ) -> Any:
@@ -38,14 +43,11 @@ def fori_loop(
         if isinstance(bound, bool) or not isinstance(bound, int):
             raise TypeError(f"{name} must be an int, got {type(bound).__name__}; soft bounds are while_loop's")
     check_callable(body, "body")
-    name = name_of(body)
 
     def step(i: int, state: Any, _: None) -> tuple[Any, None]:
-        new = body(lo + i, state)
-        check_same(new, state, name, "its state was", numbers=False)
-        return new, None
+        return body(lo + i, state), None
 
-    return run(Chain(step), init, max(hi - lo, 0), checkpoint)[0]
+    return run(Chain(step, check=same_form(body, "its state was")), init, max(hi - lo, 0), checkpoint)[0]
 
 
 def scan(
@@ -91,10 +93,10 @@ def scan(
         found = f(carry, unflatten(feed, spec))
         if not (isinstance(found, tuple) and len(found) == 2):
             raise TypeError(f"{name} must return (carry, y), got {type(found).__name__}")
-        check_same(found[0], carry, name, "its carry was", numbers=False)
         return found
 
-    carry, ys = run(Chain(step, feeds[::-1] if reverse else feeds), init, len(feeds), checkpoint)
+    chain = Chain(step, feeds[::-1] if reverse else feeds, check=same_form(f, "its carry was"))
+    carry, ys = run(chain, init, len(feeds), checkpoint)
     rows = []
     for y in ys:
         check_same(y, ys[0], name, "as the first y", numbers=False)
