@@ -70,21 +70,28 @@ def _identity(t: Tensor, dead: Tensor) -> Tensor:
 
 
 # linear functions, which make no NaN out of a 0, and functions that return no tensor; a view stays a view of its base
-FREE = set(
-    """__get__ __set__ __getitem__ __setitem__ __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __neg__ __len__
-    __bool__ __repr__ __format__ __hash__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ add sub rsub subtract neg negative
-    positive sum mean cumsum cat concat concatenate stack hstack vstack split chunk unbind tensor_split view view_as
-    reshape reshape_as expand expand_as broadcast_to broadcast_tensors repeat repeat_interleave tile flatten unflatten
-    ravel squeeze unsqueeze transpose swapaxes permute movedim moveaxis t flip roll narrow select index_select gather
-    take take_along_dim diagonal diag unfold pad contiguous clone detach to type double float half bfloat16 cpu cuda
-    where masked_fill tril triu zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones
-    new_full new_tensor new_empty size stride dim ndimension numel nelement is_floating_point is_complex is_contiguous
-    eq ne lt le gt ge isnan isinf isfinite isclose equal allclose any all argmax argmin argsort floor ceil round sign
-    item tolist numpy register_hook retain_grad requires_grad_ backward grad data_ptr element_size""".split()
-)
+FREE = frozenset(
+    {
+        "__get__", "__set__", "__getitem__", "__setitem__", "__add__", "__radd__", "__iadd__", "__sub__", "__rsub__",
+        "__isub__", "__neg__", "__len__", "__bool__", "__repr__", "__format__", "__hash__", "__eq__", "__ne__",
+        "__lt__", "__le__", "__gt__", "__ge__", "add", "sub", "rsub", "subtract", "neg", "negative", "positive",
+        "sum", "mean", "cumsum", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "split", "chunk",
+        "unbind", "tensor_split", "view", "view_as", "reshape", "reshape_as", "expand", "expand_as", "broadcast_to",
+        "broadcast_tensors", "repeat", "repeat_interleave", "tile", "flatten", "unflatten", "ravel", "squeeze",
+        "unsqueeze", "transpose", "swapaxes", "permute", "movedim", "moveaxis", "t", "flip", "roll", "narrow",
+        "select", "index_select", "gather", "take", "take_along_dim", "diagonal", "diag", "unfold", "pad",
+        "contiguous", "clone", "detach", "to", "type", "double", "float", "half", "bfloat16", "cpu", "cuda", "where",
+        "masked_fill", "tril", "triu", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like",
+        "randn_like", "new_zeros", "new_ones", "new_full", "new_tensor", "new_empty", "size", "stride", "dim",
+        "ndimension", "numel", "nelement", "is_floating_point", "is_complex", "is_contiguous", "eq", "ne", "lt", "le",
+        "gt", "ge", "isnan", "isinf", "isfinite", "isclose", "equal", "allclose", "any", "all", "argmax", "argmin",
+        "argsort", "floor", "ceil", "round", "sign", "item", "tolist", "numpy", "register_hook", "retain_grad",
+        "requires_grad_", "backward", "grad", "data_ptr", "element_size",
+    }
+)  # fmt: skip
 
 
-class _Guard(TorchFunctionMode):
+class Guard(TorchFunctionMode):
     """Hands every torch function its inputs through the identity."""
 
     def __init__(self, dead: Tensor) -> None:
@@ -141,4 +148,4 @@ def some(mask: Tensor) -> bool:
 
 def guarded(dead: Tensor) -> AbstractContextManager[Any]:
     """While this is entered, no NaN comes out of the derivatives of the elements that are ``dead``."""
-    return _Guard(dead) if some(dead) else nullcontext()
+    return Guard(dead) if some(dead) else nullcontext()

@@ -54,10 +54,8 @@ def _check_same(found: Any, wanted: Any, who: str, reference: str, numbers: bool
     for i, (a, b) in enumerate(zip(leaves, others, strict=True)):
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             same = a.shape == b.shape and a.dtype == b.dtype
-        elif number(a) and (number(b) or (numbers and isinstance(b, Tensor))):
-            same = True
-        elif numbers and isinstance(a, Tensor) and number(b):
-            same = True
+        elif number(a) or number(b):
+            same = (number(a) and number(b)) or (numbers and isinstance(a if number(b) else b, Tensor))
         else:
             same = type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b)
         if not same:

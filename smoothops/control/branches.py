@@ -46,7 +46,7 @@ def cond(
         p: values in [0, 1], or bool; its dims stand for the leading dims of every result (sizes 1 broadcast).
         true_fn, false_fn: return the same pytree of tensors and numbers, of equal shapes and dtypes.
         *args: handed to both.
-        prune: leave a branch out where its weight is 0 for the whole batch: costs a look at p, ignored under transforms.
+        prune: leave a branch out if its weight is 0 for the whole batch; a look at p, on the CPU and eager only.
 
     Returns: the pytree; integers become the default dtype. Raises: ValueError, TypeError for what does not fit.
     Complexity: both branches. Source: Petersen et al. 2021, "Learning with algorithmic supervision".
@@ -81,7 +81,7 @@ def switch(weights: Tensor, branches: Sequence[Callable[..., Any]], *args: Any, 
             their other dims stand for the leading dims of every result.
         branches: functions that return the same pytree, as for ``cond``.
         *args: handed to each.
-        prune: leave out the branches that have weight 0 in the whole batch: costs a look at the weights.
+        prune: leave out the branches that have weight 0 in the whole batch, as for ``cond``.
 
     Returns: the pytree; a branch of weight 0 leaves no trace in value or gradient, as in ``cond``.
     Raises: ValueError, TypeError for weights that are no distribution, and for results that differ in form.

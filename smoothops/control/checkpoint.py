@@ -73,12 +73,12 @@ class Binomial(Checkpoint):
             found.append((start, middle, Binomial(slots) if middle - start > 1 else None))
             start, slots = middle, slots - 1
         if start < stop:
-            found.append((start, stop, _Again() if stop - start > 1 else None))
+            found.append((start, stop, Again() if stop - start > 1 else None))
         return found
 
 
 @dataclass(frozen=True)
-class _Again(Checkpoint):
+class Again(Checkpoint):
     """Only the first state is kept: each step is reached from it anew."""
 
     def parts(self, start: int, stop: int) -> list[Part]:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from .._axes import wide_dtype
-from ._chain import Chain, run
+from ._chain import Chain
 from ._guard import guarded, some
+from ._run import run
 from ._trees import add, check_range, check_same, describe, flatten, number, result_dtype, unflatten, weight
 from .branches import check_callable, name_of
 from .checkpoint import Checkpoint
@@ -25,7 +26,7 @@ Gate = Callable[[Tensor, Tensor, Tensor], Tensor | None]
 
 
 class LoopInfo(NamedTuple):
-    """How a soft loop halted: E and Var of the number of steps, the mass that never halted, the weights if asked for."""
+    """How a soft loop halted: mean and variance of the steps, the mass that never did, the weights or None."""
 
     steps: Tensor
     variance: Tensor

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._chain import Chain, run
+from ._chain import Chain
+from ._run import run
 from ._trees import check_same, flatten, unflatten
 from .branches import check_callable, name_of
 from .checkpoint import Checkpoint
