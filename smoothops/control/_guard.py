@@ -5,6 +5,10 @@ number is NaN, and a NaN in one row spreads to every parameter that all rows sha
 function in it takes its inputs through an identity whose derivative is exact except that a NaN in an element of weight
 0 becomes 0. Finite derivatives are untouched: a branch that mixes elements (a mean over the batch) stays exact.
 
+- What is shared by rows in an elementwise function is expanded first: backward would sum NaN of different rows.
+- A contraction (a matrix product, a normalization) multiplies cotangents with values, 0 times inf again: its graph is
+  made from inputs whose infinite entries of weight 0 are 0, its value from the true ones.
+
 Cutting the tensors at the entry alone, ``torch.where(w == 0, a.detach(), a)``, would lose that mixing, and could not
 tell the rows apart in a parameter.
 """
@@ -20,6 +24,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .._axes import concrete
+from ._kinds import CONTRACTIONS, ELEMENTWISE, FREE
 
 
 class _Identity(torch.autograd.Function):
@@ -69,28 +74,6 @@ def _identity(t: Tensor, dead: Tensor) -> Tensor:
     return _Identity.apply(t, dead)
 
 
-# linear functions, which make no NaN out of a 0, and functions that return no tensor; a view stays a view of its base
-FREE = frozenset(
-    {
-        "__get__", "__set__", "__getitem__", "__setitem__", "__add__", "__radd__", "__iadd__", "__sub__", "__rsub__",
-        "__isub__", "__neg__", "__len__", "__bool__", "__repr__", "__format__", "__hash__", "__eq__", "__ne__",
-        "__lt__", "__le__", "__gt__", "__ge__", "add", "sub", "rsub", "subtract", "neg", "negative", "positive",
-        "sum", "mean", "cumsum", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "split", "chunk",
-        "unbind", "tensor_split", "view", "view_as", "reshape", "reshape_as", "expand", "expand_as", "broadcast_to",
-        "broadcast_tensors", "repeat", "repeat_interleave", "tile", "flatten", "unflatten", "ravel", "squeeze",
-        "unsqueeze", "transpose", "swapaxes", "permute", "movedim", "moveaxis", "t", "flip", "roll", "narrow",
-        "select", "index_select", "gather", "take", "take_along_dim", "diagonal", "diag", "unfold", "pad",
-        "contiguous", "clone", "detach", "to", "type", "double", "float", "half", "bfloat16", "cpu", "cuda", "where",
-        "masked_fill", "tril", "triu", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like",
-        "randn_like", "new_zeros", "new_ones", "new_full", "new_tensor", "new_empty", "size", "stride", "dim",
-        "ndimension", "numel", "nelement", "is_floating_point", "is_complex", "is_contiguous", "eq", "ne", "lt", "le",
-        "gt", "ge", "isnan", "isinf", "isfinite", "isclose", "equal", "allclose", "any", "all", "argmax", "argmin",
-        "argsort", "floor", "ceil", "round", "sign", "item", "tolist", "numpy", "register_hook", "retain_grad",
-        "requires_grad_", "backward", "grad", "data_ptr", "element_size",
-    }
-)  # fmt: skip
-
-
 class Guard(TorchFunctionMode):
     """Hands every torch function its inputs through the identity."""
 
@@ -131,7 +114,36 @@ class Guard(TorchFunctionMode):
         writes = (name[-1:] == "_" and name[-2:] != "__") or name in ("__imul__", "__itruediv__", "__ipow__")
         kept = args[:1] if writes else ()
         kwargs = {key: value if key == "out" else self.clean(value) for key, value in kwargs.items()}
-        return func(*kept, *(self.clean(a) for a in args[len(kept) :]), **kwargs)
+        rest = args[len(kept) :]
+        if name in ELEMENTWISE:
+            rest = expanded(rest)
+        args = (*kept, *(self.clean(a) for a in rest))
+        if name in CONTRACTIONS:
+            return self.contract(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def infinite(self, t: Tensor) -> Tensor | None:
+        """Which entries of t are neither finite nor in a row that is taken, None where there are none."""
+        found = self.fit(t.shape) & ~t.isfinite()
+        return found if some(found) else None
+
+    def contract(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        masks = [self.infinite(a) if isinstance(a, Tensor) and a.is_floating_point() else None for a in args]
+        if all(mask is None for mask in masks):
+            return func(*args, **kwargs)
+        finite = [a if mask is None else torch.where(mask, 0, a) for a, mask in zip(args, masks, strict=True)]
+        with torch.no_grad():
+            true = func(*(a.detach() if isinstance(a, Tensor) else a for a in args), **kwargs).detach()
+        return torch.where(true.isfinite(), func(*finite, **kwargs), true)
+
+
+def expanded(args: tuple) -> tuple:
+    """Tensors among the arguments of an elementwise function, brought to their common shape."""
+    shapes = {a.shape for a in args if isinstance(a, Tensor)}
+    if len(shapes) < 2:
+        return args
+    wide = iter(torch.broadcast_tensors(*(a for a in args if isinstance(a, Tensor))))
+    return tuple(next(wide) if isinstance(a, Tensor) else a for a in args)
 
 
 def tracked(t: Tensor) -> bool:
