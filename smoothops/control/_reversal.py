@@ -24,7 +24,7 @@ def reversible(chain: Chain, state: Any, steps: int, checkpoint: Checkpoint) -> 
     leaves, spec = flatten(state)
     first = unflatten([leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
     feeds = None if chain.feeds is None else [[leaf.detach() for leaf in feed] for feed in chain.feeds]
-    reversal = Reversal(chain, leaves)
+    reversal = Reversal(chain, leaves, checkpoint)
     outs: list[Any] = []
     recorder, before, cache = Recorder(), random_state(), torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)  # a cast kept from here would have no graph
@@ -42,6 +42,7 @@ def reversible(chain: Chain, state: Any, steps: int, checkpoint: Checkpoint) -> 
     if all(torch.equal(x, y) for x, y in zip(before, random_state(), strict=True)):
         for *_, kept in reversal.kept:
             kept.random = None
+    reversal.first, reversal.steps = reversal.kept[0][3], reversal.kept[-1][1]
     reversal.closed = list(recorder.found.values())
     return reversal.attach(first, outs)
 
@@ -49,8 +50,11 @@ def reversible(chain: Chain, state: Any, steps: int, checkpoint: Checkpoint) -> 
 class Reversal:
     """A chain that was played, with the states that were kept: its backward."""
 
-    def __init__(self, chain: Chain, leaves: list[Any]) -> None:
-        self.chain, self.leaves = chain._replace(halted=None, check=None), leaves
+    first: Kept
+    steps = 0
+
+    def __init__(self, chain: Chain, leaves: list[Any], checkpoint: Checkpoint) -> None:
+        self.chain, self.leaves, self.checkpoint = chain._replace(halted=None, check=None), leaves, checkpoint
         self.kept: list[tuple[int, int, Checkpoint | None, Kept]] = []
         self.closed: list[Tensor] = []
         devices = {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)}
@@ -97,8 +101,10 @@ class Reversal:
         derived = any(t.grad_fn is not None for t in self.closed)
         self.stand_ins = [t.detach().requires_grad_() for t in self.closed] if derived else self.closed
         with self.surroundings.again():
-            for a, b, inner, kept in reversed(self.kept):
-                end = self.stretch(a, b, inner, kept, end)
+            # each state goes once what follows it is reversed; a second backward has the first one only
+            kept, self.kept = self.kept or [(0, self.steps, self.checkpoint, self.first)], []
+            while kept:
+                end = self.stretch(*kept.pop(), end)
         start = [g for leaf, g in zip(self.leaves, end, strict=True) if differentiable(leaf) and leaf.requires_grad]
         rest = [self.sums.get(id(t)) for t in (*self.fed, *self.closed)]
         del self.sums, self.out_grads, self.stand_ins
@@ -181,11 +187,11 @@ class Reversal:
         table = {id(t): copy for t, copy in zip((*self.given, *self.fed), copies, strict=False)}
         leaves = [table.get(id(leaf), leaf) for leaf in self.leaves]
         feeds = None if self.chain.feeds is None else [[table.get(id(t), t) for t in feed] for feed in self.chain.feeds]
-        kept, outs = self.kept[0][3], list[Any]()
+        kept, outs = self.first, list[Any]()
         with self.surroundings.again(), Substitute(self.closed, copies[len(table) :]):
             if kept.random is not None:
                 set_random_state(kept.random)
-            state, _ = self.chain.play(unflatten(leaves, kept.spec), 0, self.kept[-1][1], outs, feeds)
+            state, _ = self.chain.play(unflatten(leaves, kept.spec), 0, self.steps, outs, feeds)
         ends = [*flatten(state)[0], *(leaf for out in outs for leaf in flatten(out)[0])]
         flat = [g for row in self.sort(grads) for g in row]
         heads = [(y, g) for y, g in zip(ends, flat, strict=True) if g is not None and y.requires_grad]

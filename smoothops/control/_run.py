@@ -16,10 +16,10 @@ from .checkpoint import Again, Checkpoint
 def run(chain: Chain, state: Any, steps: int, checkpoint: Checkpoint | None) -> tuple[Any, list[Any]]:
     """The final state and what each step put out."""
     outs: list[Any] = []
-    if checkpoint is None:
-        return chain.play(state, 0, steps, outs)[0], outs
-    if not isinstance(checkpoint, Checkpoint):
+    if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
         raise TypeError(f"checkpoint must be None, so.Sqrt() or so.Binomial(slots), got {checkpoint!r}")
+    if checkpoint is None or not steps:
+        return chain.play(state, 0, steps, outs)[0], outs
     if not torch.compiler.is_compiling():
         levels = torch._C._functorch.get_interpreter_stack() or []
         if any(level.key() == torch._C._functorch.TransformType.Grad for level in levels):

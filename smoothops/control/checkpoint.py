@@ -42,9 +42,9 @@ class Sqrt(Checkpoint):
 class Binomial(Checkpoint):
     """Keeps at most ``slots`` states, the initial one included; optimal in the number of steps computed again.
 
-    With T = C(slots + t, slots) steps, no step is computed more than t times beside the run that backward goes through,
-    and all T together t T - C(slots + t, t - 1) times in the optimum (revolve), here once more: T = 1024 takes 8 slots
-    at t = 4. With one slot each step starts anew from the initial state.
+    With T <= C(slots + t, slots) steps, no step is computed more than t times beside the taped run that backward takes,
+    all together t T - C(slots + t, t - 1) times, the optimum: t = 5 for T = 1024 and 8 slots. (The last step is computed
+    once more, and the state where it starts is kept on the tape.) With one slot every step starts from the first state.
 
     Args:
         slots: a positive int.
@@ -72,8 +72,10 @@ class Binomial(Checkpoint):
             middle = start + advance(stop - start, slots)
             found.append((start, middle, Binomial(slots) if middle - start > 1 else None))
             start, slots = middle, slots - 1
-        if start < stop:
-            found.append((start, stop, Again() if stop - start > 1 else None))
+        if stop - start > 1:
+            found.append((start, stop - 1, Again()))
+        if start < stop:  # the tape begins where the run arrives
+            found.append((stop - 1, stop, None))
         return found
 
 
