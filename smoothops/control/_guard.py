@@ -30,16 +30,10 @@ from ._kinds import CONTRACTIONS, ELEMENTWISE, FREE
 class _Identity(torch.autograd.Function):
     """t, whose derivative has no NaN where ``dead``; the derivative of that derivative has none either."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(t: Tensor, dead: Tensor) -> Tensor:
+    def forward(ctx: Any, t: Tensor, dead: Tensor) -> Tensor:
+        ctx.save_for_backward(dead)
         return t.view_as(t)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
@@ -47,11 +41,26 @@ class _Identity(torch.autograd.Function):
         return _identity(torch.where(dead & g.isnan(), 0, g), dead), None
 
 
-class _ForwardIdentity(_Identity):
+class _TransformedIdentity(_Identity):
+    """The same in the form that torch.func and torch.compile take, which costs ten times as much a call."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(t: Tensor, dead: Tensor) -> Tensor:  # type: ignore[override]
+        return t.view_as(t)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+
+class _ForwardIdentity(_TransformedIdentity):
     """The same with a forward-mode rule, which torch.compile refuses and which does not go with views."""
 
     @staticmethod
-    def forward(t: Tensor, dead: Tensor) -> Tensor:
+    def forward(t: Tensor, dead: Tensor) -> Tensor:  # type: ignore[override]
         return t.clone()
 
     @staticmethod
@@ -69,9 +78,12 @@ def forward_mode() -> bool:
 
 
 def _identity(t: Tensor, dead: Tensor) -> Tensor:
-    if not torch.compiler.is_compiling() and forward_mode():
+    if torch.compiler.is_compiling():
+        return _TransformedIdentity.apply(t, dead)
+    if forward_mode():
         return _ForwardIdentity.apply(t, dead)
-    return _Identity.apply(t, dead)
+    plain = torch._C._functorch.peek_interpreter_stack() is None
+    return (_Identity if plain else _TransformedIdentity).apply(t, dead)
 
 
 class Guard(TorchFunctionMode):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_unflatten
 
 from .._axes import concrete
-from ._guard import some
+from ._guard import forward_mode, some
 
 LEAF = tree_flatten(0)[1]
 
@@ -122,6 +122,8 @@ def mix(p: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """p x + (1 - p) y, exact at both ends; what has weight 0 contributes 0, also when it is inf or nan."""
     dtype, work = result_dtype(x), work_dtype(x, p)
     p, x, y = p.to(work), x.to(work), y.to(work)
+    if concrete(x) and not forward_mode() and bool((x - y).detach().sum().isfinite()):
+        return torch.lerp(y, x, p).to(dtype)  # which is the formula below where all is finite
     # no tangent of what is absent: 0 times an infinite one is NaN
     x, y = torch.where(p == 0, x.detach(), x), torch.where(p == 1, y.detach(), y)
     finite = x.isfinite() & y.isfinite()

@@ -43,7 +43,7 @@ class Binomial(Checkpoint):
     """Keeps at most ``slots`` states, the initial one included; optimal in the number of steps computed again.
 
     With T <= C(slots + t, slots) steps, no step is computed more than t times beside the taped run that backward takes,
-    all together t T - C(slots + t, t - 1) times, the optimum: t = 5 for T = 1024 and 8 slots. (The last step is computed
+    together t T - C(slots + t, t - 1) times, the optimum: t = 5 for T = 1024 and 8 slots. (The last step is computed
     once more, and the state where it starts is kept on the tape.) With one slot every step starts from the first state.
 
     Args:
