@@ -38,7 +38,7 @@ def number(leaf: Any) -> bool:
 def check_same(found: Any, wanted: Any, who: str, reference: str, *, numbers: bool) -> list[Any]:
     """The leaves of ``found``, which must have the structure, shapes and dtypes of ``wanted``.
 
-    ``numbers``: whether a Python number goes with a tensor.
+    ``numbers``: whether a Python number or a 0-d tensor goes with any tensor.
     """
     if torch.compiler.is_compiling():
         return _check_same(found, wanted, who, reference, numbers)
@@ -53,7 +53,7 @@ def _check_same(found: Any, wanted: Any, who: str, reference: str, numbers: bool
         raise ValueError(f"{who} returned the structure {spec}, {reference} {other_spec}; both must be the same pytree")
     for i, (a, b) in enumerate(zip(leaves, others, strict=True)):
         if isinstance(a, Tensor) and isinstance(b, Tensor):
-            same = a.shape == b.shape and a.dtype == b.dtype
+            same = a.dtype == b.dtype and (a.shape == b.shape or (numbers and 0 in (a.ndim, b.ndim)))
         elif number(a) or number(b):
             same = (number(a) and number(b)) or (numbers and isinstance(a if number(b) else b, Tensor))
         else:
