@@ -1,10 +1,10 @@
 """Learn the thresholds of a rule program from averages of what it decided: ``if`` and ``else`` with a gradient.
 
-An emergency ward sorts patients by rules: nested conditions on age, pulse, oxygen and fever, each with a threshold, and a
-waiting time in each branch. We see the patients, and the mean waiting time of each day with some noise: nobody wrote
-down who waited how long. The program is known, its four thresholds and five waiting times are not. The ordinary program
-has gradient 0 in every threshold; with ``so.cond`` it is fitted as it stands, through the average over the day, and its
-strength eps is annealed until it is the ordinary one again.
+An emergency ward sorts patients by rules: nested conditions on age, pulse, oxygen and fever, each with a threshold,
+and a waiting time in each branch. We see the patients, and the mean waiting time of each day with some noise: nobody
+wrote down who waited how long. The program is known, its four thresholds and five waiting times are not. The ordinary
+program has gradient 0 in every threshold; with ``so.cond`` it is fitted as it stands, through the average over the day,
+and its strength eps is annealed until it is the ordinary one again.
 
     python examples/policy_rules.py                    # three seeds, a table and a figure
     python examples/policy_rules.py --days 100 --noise 3
@@ -202,9 +202,9 @@ def draw_thresholds(axes: Axes, results: dict[int, Result]) -> None:
             )
         start = (begun[k] - true) / deviation
         axes.plot(start, k, "|", color="black", ms=22, mew=1.5, label="at the start" if not k else None)
-        axes.text(-1.32, k, f"{name} {true:g} {UNITS[name]}", va="center", fontsize=9)
+        axes.text(-1.57, k, f"{name} {true:g} {UNITS[name]}", va="center", fontsize=9)
     axes.axvline(0, color=COLOURS["truth"], lw=1)
-    axes.set(xlim=(-1.35, 1.15), ylim=(len(THRESHOLDS) - 0.5, -0.7), yticks=[], xlabel="off the truth, deviations")
+    axes.set(xlim=(-1.6, 1.15), ylim=(len(THRESHOLDS) - 0.5, -0.7), yticks=[], xlabel="off the truth, deviations")
     axes.set_title("Thresholds of the rules")
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     axes.spines[["top", "right", "left"]].set_visible(False)
