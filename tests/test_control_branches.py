@@ -103,7 +103,10 @@ def test_dtypes() -> None:
     assert ints.dtype == torch.float32
     assert ints.tolist() == [5, 5, 3]
     half = torch.tensor([1.0, 2.0, 3.0], dtype=torch.bfloat16)
-    assert so.cond(p, lambda: half, lambda: -half).dtype == torch.bfloat16
+    third = torch.tensor([0.0, 1 / 3, 1.0]).bfloat16()
+    found = so.cond(third, lambda: half, lambda: -half)  # one rounding, at the end
+    assert torch.equal(found, so.cond(third.float(), lambda: half.float(), lambda: -half.float()).bfloat16())
+    assert torch.equal(so.cond(p, lambda: torch.tensor(2.0), lambda: p), 2 * p + (1 - p) * p)
     assert so.cond(p.double(), lambda: p, lambda: p).dtype == torch.float32
     assert so.cond(True, lambda: p, lambda: -p) is not p
     assert torch.equal(so.cond(True, lambda: p, lambda: -p), p)
@@ -335,5 +338,9 @@ def test_bad_arguments() -> None:
         so.switch(one, [torch.sqrt] * 2, one)
     with pytest.raises(ValueError, match=r"the least is -0\.5"):
         so.switch(torch.tensor([1.5, -0.5]), [torch.sqrt] * 2, one)
+    with pytest.raises(TypeError, match="view_as_real"):
+        so.cond(one, lambda: one * 1j, lambda: one * 0j)
+    with pytest.raises(ValueError, match=r"branches\[2\] returned shape \(3,\), another branch \(2,\)"):
+        so.switch(torch.ones(3) / 3, [lambda: 1.0, lambda: one, lambda: torch.ones(3)])
     with pytest.raises(TypeError, match="results must consist of tensors and numbers"):
         so.cond(torch.tensor(0.5), lambda: None, lambda: None)

@@ -93,11 +93,15 @@ def lead(w: Tensor, leaf: Tensor, name: str) -> Tensor:
 
 def result_dtype(leaf: Tensor) -> torch.dtype:
     """The dtype of a weighted mean of such leaves."""
+    if leaf.is_complex():
+        raise TypeError(f"a soft decision mixes real tensors, got {leaf.dtype}; return torch.view_as_real of it")
     return leaf.dtype if leaf.is_floating_point() else torch.get_default_dtype()
 
 
 def work_dtype(leaf: Tensor, w: Tensor) -> torch.dtype:
-    return torch.promote_types(leaf.dtype, w.dtype) if leaf.is_floating_point() else torch.float64
+    """The dtype of the arithmetic: exact for integers, never a half type."""
+    dtype = result_dtype(leaf) if leaf.is_floating_point() or leaf.is_complex() else torch.float64
+    return torch.promote_types(torch.promote_types(dtype, w.dtype), torch.float32)
 
 
 def check_range(p: Tensor, name: str) -> None:

@@ -152,7 +152,7 @@ def alike(column: Sequence[Any], names: Sequence[str], like: Tensor) -> list[Ten
         raise TypeError(f"{names[0]} returned {describe(column[0])}; results must consist of tensors and numbers")
     dtype, device = (result_dtype(tensors[0]), tensors[0].device) if tensors else (like.dtype, like.device)
     leaves = [x if isinstance(x, Tensor) else torch.full((), float(x), dtype=dtype, device=device) for x in column]
-    shape = max((leaf.shape for leaf in leaves), key=len)
+    shape = next((leaf.shape for leaf in leaves if leaf.ndim), leaves[0].shape)
     for leaf, name in zip(leaves, names, strict=True):
         if leaf.ndim and leaf.shape != shape:
             raise ValueError(
