@@ -115,6 +115,16 @@ def test_dtypes() -> None:
     assert found.tolist() == [torch.inf, 1.0]
 
 
+@pytest.mark.parametrize("p", [[0.0, 0.5], [0.25, 0.5]])
+def test_dtypes_inside_do_not_depend_on_the_weights(p: list[float]) -> None:
+    x, scale = torch.ones(2), torch.tensor(3.0, dtype=torch.float64)
+    branches = [lambda: x * scale, lambda: torch.maximum(x, scale), lambda: scale / torch.arange(1, 3)]
+    for branch in branches:
+        found = []
+        so.cond(torch.tensor(p), lambda b=branch, f=found: f.append(b()) or f[0], branch)
+        assert found[0].dtype == branch().dtype
+
+
 def test_infinities_of_positive_weight_and_nan_stay_where_they_belong() -> None:
     p = torch.tensor([0.3, 0.7, 0.5, 0.0, 1.0, torch.nan])
     inf = torch.full((6,), torch.inf)
@@ -193,6 +203,13 @@ def test_a_branch_that_mixes_elements_keeps_its_gradient() -> None:
     m = x.mean() ** 2
     want = torch.autograd.grad(loss(torch.where(n == 0, 3 * x, n * (x - m) + (1 - n) * 3 * x)), x)[0]
     torch.testing.assert_close(torch.autograd.grad(loss(f(x)), x)[0], want, **EXACT)
+
+
+def test_a_nan_that_is_mixed_into_taken_rows_is_not_hidden() -> None:
+    x = torch.tensor([-1.0, 4.0, 9.0], requires_grad=True)
+    mix = torch.tensor([[1.0, 0, 0], [1.0, 1, 0], [0, 0, 1.0]])
+    found = so.cond(x > 0, lambda x: mix @ x.sqrt(), lambda x: x, x)
+    assert found.isnan().tolist() == [False, True, True]  # 0 times NaN in the last
 
 
 def test_the_derivative_in_p_is_the_difference_of_the_branches() -> None:

@@ -193,8 +193,10 @@ def test_tensors_that_only_pass_through_and_tensors_that_come_twice(plan, derive
             return (s[0] * w + x, v if x > 3 else s[1]), (v, w) if x > 1 else (w, w)
 
         (a, b), (c, d) = so.scan(f, (w, 0 * w), torch.arange(6.0).double(), checkpoint=checkpoint)
-        (first,) = torch.autograd.grad(loss(a) + loss(b) + loss(c) + loss(d), leaf, create_graph=True)
-        results.append((a, b, c, d, first, torch.autograd.grad(loss(first), leaf)[0]))
+        value = loss(a) + loss(b) + loss(c) + loss(d)
+        (alone,) = torch.autograd.grad(value, leaf, retain_graph=True)
+        (first,) = torch.autograd.grad(value, leaf, create_graph=True)
+        results.append((a, b, c, d, alone, first, torch.autograd.grad(loss(first), leaf)[0]))
     torch.testing.assert_close(*results, **EXACT)
 
 
