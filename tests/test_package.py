@@ -35,7 +35,7 @@ LAYERS = {
         ("relaxations", "noises", "sorting_network", "stochastic", "lapsum", "soft_permutation"),
         ("operators", "operators.*", "elementwise", "envelopes", "dynamic_programming"),
         ("comparisons", "logic", "selection"),
-        ("control",),
+        ("control", "control.*"),
         ("soften",),
         ("fenchel_young", "metrics", "metrics.*"),
         ("losses", "losses.*"),
@@ -72,7 +72,7 @@ LAYERS = {
     ),
 }
 # smoothops may use implicit from here only, and only inside a function
-USERS_OF_IMPLICIT = {"polytopes.transport", "polytopes.program", "polytopes.generic", "control"}
+USERS_OF_IMPLICIT = {"polytopes.transport", "polytopes.program", "polytopes.generic"}
 
 SMOOTHINGS = {
     "Hard": so.Hard(),
