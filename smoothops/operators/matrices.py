@@ -65,8 +65,8 @@ def argsort(
         smoothing: a number eps, in the unit of x, means Laplace(eps); None: Laplace(Mixing(3.0)). Also Entropy(eps,
             solver=Sinkhorn(...)), Quadratic, SortingNetwork, Perturbed (mean of x + eps Z), SoftSort, NeuralSort, Hard.
 
-    Returns: (..., n_position, n_item): the other dims of x, then position and item; doubly stochastic, except for
-    SoftSort and NeuralSort, whose columns do not sum to 1. Absent items have zero columns.
+    Returns: a soft index, x's shape, positions along ``dim``, and a last dim of items; doubly stochastic, except for
+    SoftSort and NeuralSort, whose columns do not sum to 1. Absent items have zero columns. See :func:`take_along_dim`.
     Raises: ValueError for a smoothing without a matrix. Complexity: O(n^2), that of the answer; on Birkhoff more.
 
     Example:
@@ -99,7 +99,8 @@ def argsort(
         matrix = p.average(rows.lowered(), flat, rows.parameter(p.eps, "eps"))
         return finished(matrix.reshape(*matrix.shape[:-1], rows.n, rows.n))
 
-    return as_smoothing(smoothing, Laplace, Mixing(3.0)).solve(Problem(hard, soft, relaxed, sampled))
+    matrix = as_smoothing(smoothing, Laplace, Mixing(3.0)).solve(Problem(hard, soft, relaxed, sampled))
+    return matrix.movedim(-2, rows.dims[0]) if rows.dims else matrix
 
 
 def _permutation(rows: Rows, descending: bool) -> Tensor:
@@ -126,7 +127,7 @@ def argtopk(
         sorted: accepted; the rows are always in order.
         where, smoothing: as in :func:`argsort`.
 
-    Returns: (..., k, n), each row a distribution over the items. Raises: ValueError for k out of range.
+    Returns: a soft index (..., k, ..., n), a distribution over the items for each place. Raises: ValueError for k out of range.
     Complexity: O(n^2) time and memory.
 
     Example:
@@ -137,4 +138,5 @@ def argtopk(
     if isinstance(k, Tensor):
         raise TypeError("k must be an int in argtopk: all rows have the same number of positions")
     most = check_count(x, k, dim)
-    return argsort(x, dim, largest, where=where, smoothing=smoothing).narrow(-2, 0, most)
+    matrix = argsort(x, dim, largest, where=where, smoothing=smoothing)
+    return matrix.narrow(dim % x.ndim if x.ndim else 0, 0, most)
