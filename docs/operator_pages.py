@@ -42,7 +42,8 @@ infinities are a tie. The answer lies in [0, 1] for every input; NaN stays in it
 promote as in torch. A tensor eps broadcasts to a - b."""
 FLOW = """Decisions are soft booleans; where they are 0 and 1 the answer is that of the ordinary program, to the bit. A
 branch of weight exactly 0, and the steps after a row has halted, leave no trace in value or gradient, even where they
-are inf or nan. The dims of a decision stand for the leading dims of every result. [Control flow](../control_flow.md) says more."""
+are inf or nan. The dims of a decision stand for the leading dims of every result.
+[Control flow](../control_flow.md) says more."""
 LOGIC = """The picture shows events that depend on the same x, taken for independent (`Product`): `between` is the exact
 joint event. On 0 and 1 every logic is Boole's. Gradients are exact at 0 and 1 too; `Godel` shares them at ties."""
 INDEX = """Integer indices go to torch's own function. A soft index is a distribution over the n positions: the integer

@@ -127,8 +127,8 @@ def argtopk(
         sorted: accepted; the rows are always in order.
         where, smoothing: as in :func:`argsort`.
 
-    Returns: a soft index (..., k, ..., n), a distribution over the items for each place. Raises: ValueError for k out of range.
-    Complexity: O(n^2) time and memory.
+    Returns: a soft index (..., k, ..., n), a distribution over the items for each place.
+    Raises: ValueError for k out of range. Complexity: O(n^2) time and memory.
 
     Example:
         >>> so.argtopk(torch.tensor([2.0, 0.0, 1.0]), 1, smoothing=so.Hard())
