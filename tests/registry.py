@@ -63,6 +63,7 @@ from registry_parts import (
     positions,
     simplex,
 )
+from registry_sets import SETS
 from torch import Tensor
 
 import smoothops as so
@@ -159,6 +160,7 @@ OPERATORS = [
     *MORE,
     *LOGIC,
     *MATRICES,
+    *SETS,
 ]
 # fmt: on
 

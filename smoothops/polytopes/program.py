@@ -80,6 +80,8 @@ class ConvexSet(Polytope):
         """theta and the answer as rows (..., n)."""
         if theta.shape[-1] != self.variable.size:
             raise ValueError(f"theta has {theta.shape[-1]} entries for a variable of shape {self.variable.shape}")
+        if not theta.numel():
+            return theta.clone()
         shaped = theta.reshape(*theta.shape[:-1], *self.variable.shape)
         return self._program(reg)(shaped)[0].reshape(theta.shape)
 
