@@ -62,6 +62,7 @@ from .selection import (
     take_along_dim,
     where,
 )
+from .softened import softened
 from . import losses, metrics
 from .fenchel_young import FenchelYoung
 
@@ -166,6 +167,8 @@ __all__ = [
     "lookup",
     "bucketize",
     "searchsorted",
+    # existing code
+    "softened",
     # losses and metrics
     "FenchelYoung",
     "losses",

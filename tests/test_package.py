@@ -37,6 +37,7 @@ LAYERS = {
         ("comparisons", "logic", "selection"),
         ("control",),
         ("soften",),
+        ("_soft_values", "_soft_boolean", "_soft_integer", "_composites", "_replaced", "softened"),
         ("fenchel_young", "metrics", "metrics.*"),
         ("losses", "losses.*"),
         ("nn",),

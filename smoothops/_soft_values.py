@@ -1,0 +1,103 @@
+"""What the values of a softened context share: their type, who made a call, and how torch spells a function."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# --- the contexts of this thread -------------------------------------------------------------------------------------
+
+
+class _Contexts(threading.local):
+    def __init__(self) -> None:
+        self.entered: list[Any] = []
+
+
+CONTEXTS = _Contexts()
+
+
+def context() -> Any:
+    """The innermost softened context of this thread, or None."""
+    return CONTEXTS.entered[-1] if CONTEXTS.entered else None
+
+
+# --- who calls -------------------------------------------------------------------------------------------------------
+
+# these do their own work with torch's own operations, whatever the context of their caller
+_OWN_WORK = (
+    "smoothops", "implicit", "torch.autograd", "torch.optim", "torch.utils", "torch.amp", "torch.testing",
+    "torch.nn.init", "torch.nn.utils", "torch.distributions.constraints", "torch.distributions.distribution",
+    "torch._tensor_str", "torch._dynamo", "torch._functorch",
+)  # fmt: skip
+_SEEN_THROUGH = {"smoothops.softened", "smoothops._composites"}  # they act in their caller's place
+
+
+def own_work() -> bool:
+    """Whether torch was called by a library for its own ends: the first frame outside of torch's wrappers decides."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_globals.get("__name__") or ""
+        if name not in _SEEN_THROUGH:
+            if any(name == n or name.startswith(n + ".") for n in _OWN_WORK):
+                return True
+            if name != "torch" and not name.startswith("torch."):
+                return False
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def spelled(*names: str) -> Iterable[Any]:
+    """Every function of torch with one of these names, as a __torch_function__ sees it."""
+    for name in names:
+        for owner in (torch, Tensor, torch.special, torch._C._nn, torch._C._VariableFunctions):
+            if name.startswith("__") and owner is not Tensor:
+                continue
+            found = getattr(owner, name, None)
+            if callable(found):
+                yield found
+
+
+# --- the type --------------------------------------------------------------------------------------------------------
+
+
+class SoftValue(Tensor):
+    """What a softened context makes: a tensor whose ``__torch_function__`` knows more than its numbers say."""
+
+    before: tuple[type, ...] = ()  # the types whose rules come first
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(plain(self), memo).as_subclass(type(self))
+
+
+def plain(x: Any) -> Any:
+    """The numbers alone, through lists and tuples."""
+    if isinstance(x, SoftValue):
+        with torch._C.DisableTorchFunctionSubclass():
+            return x.as_subclass(Tensor)
+    if type(x) in (list, tuple):
+        return type(x)(plain(v) for v in x)
+    return x
+
+
+# --- operations that only move entries about -------------------------------------------------------------------------
+
+STRUCTURAL = (
+    "view reshape view_as reshape_as flatten unflatten ravel squeeze unsqueeze expand expand_as broadcast_to "
+    "broadcast_tensors repeat tile permute transpose swapaxes swapdims movedim moveaxis t clone detach contiguous "
+    "select narrow unbind split chunk tensor_split diagonal flip fliplr flipud roll rot90 unfold cpu cuda pin_memory "
+    "atleast_1d atleast_2d atleast_3d requires_grad_ detach_ squeeze_ unsqueeze_ __reversed__ alias positive"
+).split()
+JOINING = "index_select gather take take_along_dim repeat_interleave cat concat concatenate stack hstack vstack".split()
+PROPERTIES = (Tensor.T.__get__, Tensor.mT.__get__, Tensor.H.__get__)  # type: ignore[attr-defined]
+
+
+def rewrap(x: Any, wrap: Callable[[Tensor], Any]) -> Any:
+    if isinstance(x, Tensor):
+        return x if isinstance(x, SoftValue) else wrap(x)
+    return type(x)(rewrap(v, wrap) for v in x) if type(x) in (list, tuple) else x
