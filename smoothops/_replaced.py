@@ -151,7 +151,7 @@ def _amin(s: Any, input: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor
 @replaces("aminmax")
 def _aminmax(s: Any, input: Tensor, *, dim: Any = None, keepdim: bool = False) -> Any:
     dim = () if dim is None else dim
-    return torch.return_types.aminmax((_amin(s, input, dim, keepdim), _amax(s, input, dim, keepdim)))  # type: ignore[attr-defined]
+    return torch.return_types.aminmax((_amin(s, input, dim, keepdim), _amax(s, input, dim, keepdim)))
 
 
 def _choice(hard: Callable[..., Tensor], weigh: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -220,7 +220,7 @@ def _sort(s: Any, input: Tensor, dim: int = -1, descending: bool = False, stable
     if isinstance(dim, bool):  # torch.sort(x, stable, dim, descending)
         stable, dim, descending = dim, -1 if descending is False else int(descending), bool(stable)
     values = operators.sort(input, dim, descending, smoothing=s.order)
-    return torch.return_types.sort((values, _places(s, input, dim, descending, slice(None))))  # type: ignore[attr-defined]
+    return torch.return_types.sort((values, _places(s, input, dim, descending, slice(None))))
 
 
 @replaces("msort", order=True)
@@ -236,13 +236,13 @@ def _argsort(s: Any, input: Tensor, dim: int = -1, descending: bool = False, sta
 @replaces("topk", order=True)
 def _topk(s: Any, input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
     values = operators.topk(input, k, dim, largest, smoothing=s.order)
-    return torch.return_types.topk((values, _places(s, input, dim, largest, slice(0, k))))  # type: ignore[attr-defined]
+    return torch.return_types.topk((values, _places(s, input, dim, largest, slice(0, k))))
 
 
 @replaces("kthvalue", order=True)
 def _kthvalue(s: Any, input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
     values = operators.kthvalue(input, k, dim, keepdim, smoothing=s.order)
-    return torch.return_types.kthvalue((values, _places(s, input, dim, False, k - 1, keepdim)))  # type: ignore[attr-defined]
+    return torch.return_types.kthvalue((values, _places(s, input, dim, False, k - 1, keepdim)))
 
 
 @replaces("median", order=True)
@@ -251,7 +251,7 @@ def _median(s: Any, input: Tensor, dim: int | None = None, keepdim: bool = False
     if dim is None:
         return values
     indices = _places(s, input, dim, False, (input.shape[dim] - 1) // 2, keepdim)
-    return torch.return_types.median((values, indices))  # type: ignore[attr-defined]
+    return torch.return_types.median((values, indices))
 
 
 @replaces("quantile", order=True)

@@ -259,12 +259,11 @@ def _where(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def where_arguments(func: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
-    if func in (Tensor.where,):  # x.where(condition, y)
-        x, condition, y = (*args, *(kwargs.get(k) for k in ("condition", "other") if k in kwargs))
-        return condition, x, y
-    named = (kwargs.get("condition"), kwargs.get("self", kwargs.get("input")), kwargs.get("other"))
-    full = (*args, *named[len(args) :])
-    return full[0], full[1], full[2]
+    """(condition, x, y) of torch.where or x.where(condition, y); x and y are None where only the condition is given."""
+    names = ("self", "condition", "other") if func is Tensor.where else ("condition", "self", "other")
+    kwargs = {"self" if name == "input" else name: value for name, value in kwargs.items()}
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    return given["condition"], given.get("self"), given.get("other")
 
 
 @rule("masked_fill")

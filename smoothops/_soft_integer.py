@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import selection
 from ._soft_boolean import COMPARISONS, SoftBoolean, as_soft_boolean, where_arguments
 from ._soft_values import PROPERTIES, STRUCTURAL, SoftValue, own_work, plain, spelled
 
@@ -97,20 +96,20 @@ def _hard(x: Any) -> Any:
     return type(x)(_hard(v) for v in x) if type(x) in (list, tuple) else x
 
 
-def _mean(weights: Tensor, values: Tensor) -> Tensor:
+def weighted(weights: Tensor, values: Tensor) -> Tensor:
     """sum_j w_j v_j over the last dim; weight exactly 0 leaves out inf and nan."""
     w, v = torch.broadcast_tensors(weights, values.to(torch.promote_types(weights.dtype, values.dtype)))
     return (w * torch.where(w == 0, 0, v)).sum(-1)
 
 
-def _over_support(f: Callable[..., Any], *args: Any) -> Any:
-    """f on each integer of the support: tensors (..., n) marked by :class:`_Each` lose and regain their last dim."""
-    return torch.vmap(f, in_dims=tuple(-1 if isinstance(a, _Each) else None for a in args), out_dims=-1)(
-        *(a.values if isinstance(a, _Each) else a for a in args)
+def over_support(f: Callable[..., Any], *args: Any) -> Any:
+    """f on each integer of the support: tensors (..., n) marked by :class:`Each` lose and regain their last dim."""
+    return torch.vmap(f, in_dims=tuple(-1 if isinstance(a, Each) else None for a in args), out_dims=-1)(
+        *(a.values if isinstance(a, Each) else a for a in args)
     )
 
 
-class _Each:
+class Each:
     def __init__(self, values: Tensor) -> None:
         self.values = values
 
@@ -171,7 +170,7 @@ def _join(func: Any, parts: Any, dim: int = 0) -> Any:
         return NotImplemented
     hard = func([plain(p) for p in parts], dim)
     at = dim if dim >= 0 else dim - 1  # before the dim of the distribution
-    return as_soft_integer(hard, lambda: tuple(func([law[i] for law in laws], at) for i in (0, 1)))  # type: ignore[arg-type,return-value]
+    return as_soft_integer(hard, lambda: tuple(func([law[i] for law in laws], at) for i in (0, 1)))
 
 
 @rule("__iter__")
@@ -190,17 +189,17 @@ def _compare(holds: Callable[[Any, Any], Any]) -> Rule:
             if not isinstance(x, SoftInteger):
                 raise AssertionError("one side is soft")
             weights, support = x.law
-            yes = _over_support(holds, _Each(support), y)
-            return _mean(weights, yes.to(weights.dtype))
+            yes = over_support(holds, Each(support), y)
+            return weighted(weights, yes.to(weights.dtype))
 
         if isinstance(x, SoftInteger) and isinstance(y, SoftInteger):
             weights, support = y.law
-            p = _mean(weights, _over_support(against, _Each(support)))
+            p = weighted(weights, over_support(against, Each(support)))
         elif isinstance(x, SoftInteger):
             p = against(y)
         else:
             weights, support = y.law
-            p = _mean(weights, _over_support(lambda s: holds(x, s), _Each(support)).to(weights.dtype))
+            p = weighted(weights, over_support(lambda s: holds(x, s), Each(support)).to(weights.dtype))
         # a sum of weights may exceed 1 by rounding
         return as_soft_boolean(p + (p.clamp(0, 1) - p).detach())
 
@@ -212,7 +211,7 @@ for _holds, _names in COMPARISONS.values():
 
 
 def _arithmetic(f: Callable[..., Any], linear: bool) -> Rule:
-    """An elementwise function of integers, of the hard ones and of the support; with floats, of the expected integer."""
+    """An elementwise function of the hard integers and of the support; with floats, of the expected integer."""
 
     def calculate(func: Any, *args: Any, **kwargs: Any) -> Any:
         soft = [a for a in args if isinstance(a, SoftInteger)]
@@ -223,7 +222,7 @@ def _arithmetic(f: Callable[..., Any], linear: bool) -> Rule:
 
         def make() -> Law:
             weights, support = soft[0].law
-            support = _over_support(f, *(_Each(support) if isinstance(a, SoftInteger) else a for a in args))
+            support = over_support(f, *(Each(support) if isinstance(a, SoftInteger) else a for a in args))
             return weights.broadcast_to(support.shape), support
 
         return as_soft_integer(f(*map(_hard, args)), make)
@@ -250,7 +249,7 @@ def _divide(func: Any, x: Any, y: Any, **kwargs: Any) -> Any:
 
 def mean(x: SoftInteger) -> Tensor:
     """The expected integers."""
-    return _mean(*x.law)
+    return weighted(*x.law)
 
 
 @rule("sum", "mean", "cumsum")
@@ -258,16 +257,6 @@ def _sum(func: Any, x: Any, *args: Any, dtype: Any = None, **kwargs: Any) -> Any
     if dtype is not None and dtype.is_floating_point:
         kwargs["dtype"] = dtype
     return func(mean(x), *args, **kwargs)
-
-
-@rule("bincount")
-def _bincount(func: Any, x: Any, weights: Any = None, minlength: int = 0) -> Any:
-    """The expected counts."""
-    if not isinstance(x, SoftInteger):
-        return NotImplemented
-    m = max(minlength, int(x.law[1].max()) + 1 if x.law[1].numel() else 0)
-    counts = over(x, m)
-    return (counts if weights is None else counts * weights.unsqueeze(-1)).sum(0)
 
 
 @rule("where")
@@ -307,121 +296,8 @@ def _cast(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         return hard
     weights, support = x.law
     if hard.is_floating_point():
-        return _mean(weights, support).to(hard.device, hard.dtype)
+        return weighted(weights, support).to(hard.device, hard.dtype)
     return as_soft_integer(hard, lambda: (weights.to(hard.device), support.to(hard.device)))
 
 
 rule("long", "int", "short")(_cast)
-
-# --- reading at soft positions ---------------------------------------------------------------------------------------
-
-
-def over(x: SoftInteger, m: int) -> Tensor:
-    """The distribution as weights (..., m) of the positions 0, ..., m - 1."""
-    weights, support = x.law
-    support = torch.where(support < 0, support + m, support)
-    out = weights.new_zeros(*weights.shape[:-1], m)
-    return out.scatter_add(-1, support, weights)
-
-
-@rule("one_hot")
-def _one_hot(func: Any, x: Any, num_classes: int = -1) -> Tensor:
-    return over(x, x.law[0].shape[-1] if num_classes == -1 else num_classes)
-
-
-def _found(
-    func: Any, x: Tensor, hard: Tensor, read: Callable[[Tensor], Any], soft: Callable[[], Tensor], law: Law
-) -> Any:
-    """What lies in x at soft positions: averages of floats, probabilities of booleans, soft integers of integers."""
-    x = plain(x)
-    if x.is_floating_point():
-        return as_soft_boolean(soft()) if isinstance(x, SoftBoolean) else soft()
-    values = _over_support(read, _Each(law[1]))
-    extra = values.ndim - law[0].ndim  # a row of x for each position: its dims lie before that of the distribution
-    weights = law[0].reshape(*law[0].shape[:-1], *(1,) * extra, law[0].shape[-1])
-    if x.dtype == torch.bool:
-        p = _mean(weights, values.to(weights.dtype))
-        return as_soft_boolean(p + (p.clamp(0, 1) - p).detach())
-    return as_soft_integer(hard, lambda: (weights.broadcast_to(values.shape), values))
-
-
-@rule("gather", "take_along_dim", "take", "index_select")
-def _pick(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-    if kwargs or not args:
-        return NotImplemented
-    name = func.__name__
-    given = list(args)
-    at = {"gather": 1, "index_select": 1}.get(name, 0)
-    index = given[at]
-    if not isinstance(index, SoftInteger) or isinstance(x, SoftInteger):
-        return NotImplemented
-    if name == "take_along_dim" and len(given) == 1:
-        return NotImplemented
-    dim = {"gather": 0, "index_select": 0, "take_along_dim": 1}.get(name)
-    m = x.numel() if dim is None else x.shape[given[dim]]
-    numbers = plain(x)
-    replaced = lambda v: [v if i == at else g for i, g in enumerate(given)]  # noqa: E731
-    if not numbers.is_floating_point() and name == "index_select":
-        return NotImplemented
-    return _found(
-        func, x, func(numbers, *replaced(plain(index))),
-        lambda s: func(numbers, *replaced(s)),
-        lambda: getattr(selection, name)(numbers, *replaced(over(index, m))),
-        index.law,
-    )  # fmt: skip
-
-
-@rule("scatter", "scatter_")
-def _scatter(func: Any, x: Any, dim: int, index: Any, src: Any) -> Any:
-    if not isinstance(index, SoftInteger) or isinstance(x, SoftValue) or not x.is_floating_point():
-        return NotImplemented
-    written = selection.scatter(x, dim, over(index, x.shape[dim]), src)
-    return x.copy_(written) if func.__name__.endswith("_") else written
-
-
-@rule("embedding")
-def _embedding(func: Any, table: Tensor, index: Any, *args: Any, **kwargs: Any) -> Any:
-    if not isinstance(index, SoftInteger):
-        return NotImplemented
-    return _rows(table, index)
-
-
-def _rows(x: Tensor, index: SoftInteger) -> Tensor:
-    w = over(index, x.shape[0])
-    return selection.index_select(x, 0, w.reshape(-1, x.shape[0])).reshape(*index.shape, *x.shape[1:])
-
-
-@rule("__getitem__")
-def _read(func: Any, x: Any, index: Any) -> Any:
-    if isinstance(x, SoftInteger):
-        return _part(x, index)
-    entries = index if isinstance(index, tuple) else (index,)
-    soft = [i for i, e in enumerate(entries) if isinstance(e, SoftInteger)]
-    simple = all(isinstance(e, int) or (isinstance(e, Tensor) and e.dtype == torch.long) for e in entries)
-    if len(soft) != 1 or not simple or any(isinstance(e, bool) for e in entries):
-        return NotImplemented
-    at = soft[0]
-    chosen_at: Any = entries[at]
-    numbers = plain(x)
-    put = lambda v: tuple(v if i == at else e for i, e in enumerate(entries))  # noqa: E731
-    weights, support = chosen_at.law
-    shape = torch.broadcast_shapes(*(e.shape for e in put(plain(chosen_at)) if isinstance(e, Tensor)))
-    law = (weights.broadcast_to(*shape, weights.shape[-1]), support.broadcast_to(*shape, weights.shape[-1]))
-
-    def soft_read() -> Tensor:
-        if len(entries) == 1:
-            return _rows(numbers, chosen_at)
-        values = _over_support(lambda s: numbers[put(s)], _Each(law[1]))
-        extra = values.ndim - law[0].ndim
-        w = law[0].reshape(*law[0].shape[:-1], *(1,) * extra, law[0].shape[-1])
-        return _mean(w, values).to(numbers.dtype)
-
-    return _found(func, x, numbers[put(plain(chosen_at))], lambda s: numbers[put(s)], soft_read, law)
-
-
-def _part(x: SoftInteger, index: Any) -> Any:
-    entries = index if isinstance(index, tuple) else (index,)
-    if any(isinstance(e, SoftValue) for e in entries):
-        return NotImplemented
-    whole = (*entries, slice(None)) if any(e is Ellipsis for e in entries) else entries
-    return as_soft_integer(plain(x)[index], lambda: (x.law[0][whole], x.law[1][whole]))

@@ -88,12 +88,17 @@ def plain(x: Any) -> Any:
 # --- operations that only move entries about -------------------------------------------------------------------------
 
 STRUCTURAL = (
-    "view reshape view_as reshape_as flatten unflatten ravel squeeze unsqueeze expand expand_as broadcast_to "
-    "broadcast_tensors repeat tile permute transpose swapaxes swapdims movedim moveaxis t clone detach contiguous "
-    "select narrow unbind split chunk tensor_split diagonal flip fliplr flipud roll rot90 unfold cpu cuda pin_memory "
-    "atleast_1d atleast_2d atleast_3d requires_grad_ detach_ squeeze_ unsqueeze_ __reversed__ alias positive"
-).split()
-JOINING = "index_select gather take take_along_dim repeat_interleave cat concat concatenate stack hstack vstack".split()
+    "view", "reshape", "view_as", "reshape_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze", "expand",
+    "expand_as", "broadcast_to", "broadcast_tensors", "repeat", "tile", "permute", "transpose", "swapaxes",
+    "swapdims", "movedim", "moveaxis", "t", "clone", "detach", "contiguous", "select", "narrow", "unbind", "split",
+    "chunk", "tensor_split", "diagonal", "flip", "fliplr", "flipud", "roll", "rot90", "unfold", "cpu", "cuda",
+    "pin_memory", "atleast_1d", "atleast_2d", "atleast_3d", "requires_grad_", "detach_", "squeeze_", "unsqueeze_",
+    "__reversed__", "alias", "positive",
+)  # fmt: skip
+JOINING = (
+    "index_select", "gather", "take", "take_along_dim", "repeat_interleave", "cat", "concat", "concatenate",
+    "stack", "hstack", "vstack",
+)  # fmt: skip
 PROPERTIES = (Tensor.T.__get__, Tensor.mT.__get__, Tensor.H.__get__)  # type: ignore[attr-defined]
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from . import _soft_reading  # noqa: F401  - its rules
 from . import logic as _logic
 from ._composites import COMPOSITES
 from ._replaced import NAMES, OPTIONAL, REPLACED, Replacement
@@ -26,7 +27,7 @@ COMPOSITE_NAMES = tuple(dict.fromkeys(name for name, _ in COMPOSITES.values()))
 ALL_NAMES = (*NAMES, *COMPOSITE_NAMES)
 
 
-class softened(TorchFunctionMode, contextlib.ContextDecorator):  # noqa: N801 - used as a function
+class softened(TorchFunctionMode, contextlib.ContextDecorator):
     """Context in which torch's hard operations on floating-point tensors are soft, in code that you cannot change.
 
     Comparisons give soft booleans (``& | ~ any all sum where masked_fill`` understand them), argmax and indices give
@@ -59,9 +60,7 @@ class softened(TorchFunctionMode, contextlib.ContextDecorator):  # noqa: N801 - 
         self.logic = _logic._logic(_logic.INDEPENDENT if logic is None else logic)
         also, keep = _names(also, "also", OPTIONAL), _names(keep, "keep", ALL_NAMES)
         kept = {*keep, *OPTIONAL} - {*also}
-        self._kept = kept | {
-            r.name for r in REPLACED.values() if _is_hard(self.order if r.order else smoothing)
-        }  # fmt: skip
+        self._kept = kept | {r.name for r in REPLACED.values() if _is_hard(self.order if r.order else smoothing)}
         if _is_hard(smoothing):
             self._kept |= {*COMPOSITE_NAMES}
 
@@ -104,19 +103,15 @@ class softened(TorchFunctionMode, contextlib.ContextDecorator):  # noqa: N801 - 
         for old, new in _NUMPY_NAMES.items():
             if old in kwargs:
                 kwargs[new] = kwargs.pop(old)
-        value = found.soft(self, *plain(args), **plain_values(kwargs))
+        args, kwargs = plain(args), {name: plain(value) for name, value in kwargs.items()}
         if not found.in_place:
-            return value
-        target = args[0] if args else kwargs["input"]
-        target.copy_(plain(value))
-        return target
+            return found.soft(self, *args, **kwargs)
+        target, *rest = args
+        # of a copy: what the soft operator saves for the backward pass must not be overwritten
+        return target.copy_(plain(found.soft(self, target.clone(), *rest, **kwargs)))
 
 
 _NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "self": "input", "a": "input", "x": "input", "x2": "other"}
-
-
-def plain_values(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {k: plain(v) for k, v in kwargs.items()}
 
 
 def _refuse_compiling() -> None:

@@ -37,7 +37,7 @@ LAYERS = {
         ("comparisons", "logic", "selection"),
         ("control",),
         ("soften",),
-        ("_soft_values", "_soft_boolean", "_soft_integer", "_composites", "_replaced", "softened"),
+        ("softened", "_soft_values", "_soft_boolean", "_soft_integer", "_soft_reading", "_composites", "_replaced"),
         ("fenchel_young", "metrics", "metrics.*"),
         ("losses", "losses.*"),
         ("nn",),
