@@ -141,7 +141,8 @@ def _pair(func: Any, p: Any, q: Any) -> tuple[Tensor, Tensor]:
     for v in (p, q):
         if not is_boolean(v):
             kind = v.dtype if isinstance(v, Tensor) else type(v).__name__
-            raise TypeError(f"{func.__name__} of a soft boolean needs another boolean, got {kind}; write (y != 0)")
+            # not a TypeError: Python would take it for NotImplemented and lose the message
+            raise ValueError(f"{func.__name__} of a soft boolean needs another boolean, got {kind}; write (y != 0)")
         out.append(torch.as_tensor(plain(v), device=like.device).to(like.dtype))
     return out[0], out[1]
 

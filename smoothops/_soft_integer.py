@@ -233,8 +233,8 @@ def _arithmetic(f: Callable[..., Any], linear: bool) -> Rule:
 for _name, *_aliases in (("add",), ("sub", "subtract"), ("mul", "multiply"), ("floordiv", "floor_divide"),
                          ("mod", "remainder")):  # fmt: skip
     _f, _linear = getattr(operator, _name), _name in ("add", "sub", "mul")
-    # `x += 1` names a new tensor: an in-place change would leave the distribution behind
-    rule(f"__{_name}__", f"__i{_name}__", _name, *_aliases)(_arithmetic(_f, _linear))
+    # not add_, which would leave the distribution behind: Python then reads `x += 1` as `x = x + 1`
+    rule(f"__{_name}__", _name, *_aliases)(_arithmetic(_f, _linear))
     rule(f"__r{_name}__")(_arithmetic(lambda a, b, _f=_f: _f(b, a), _linear))
 rule("__neg__", "neg", "negative")(_arithmetic(operator.neg, True))
 

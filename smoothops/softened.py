@@ -91,7 +91,7 @@ class softened(TorchFunctionMode, contextlib.ContextDecorator):
         if composite is not None and composite[0] not in self._kept:
             written_out = composite[1]
         elif isinstance(func, FunctionType) and func.__module__ in _WRITTEN_IN_PYTHON:
-            written_out = _body(func)
+            written_out = _body(func)  # None where another function asks in its name
         if written_out is None or own_work():
             return func(*args, **kwargs)
         with self:
@@ -160,12 +160,14 @@ _ASKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_v
 
 
 @functools.cache
-def _body(func: FunctionType) -> Callable[..., Any]:
+def _body(func: FunctionType) -> Callable[..., Any] | None:
     """``func`` without its question at the entry whether somebody overrides it: the same code, other globals.
 
     Called as it is, it would ask again, for ever; with the context left, what it calls would not be replaced.
     """
-    no = {name: (lambda *a: False) for name in _ASKS if name in func.__globals__}
+    no = {name: (lambda *a: False) for name in _ASKS if name in func.__code__.co_names}
+    if not no:
+        return None
     twin = FunctionType(func.__code__, {**func.__globals__, **no}, func.__name__, func.__defaults__, func.__closure__)
     twin.__kwdefaults__ = func.__kwdefaults__
     return twin

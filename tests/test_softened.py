@@ -304,13 +304,13 @@ def test_soft_booleans_are_not_changed_in_place_by_arithmetic() -> None:
     with so.softened(EPS):
         a = random(3) > 0
         for change in (lambda: a.add_(1), lambda: a.logical_and_(torch.ones(3)), lambda: a.mul_(2.0)):
-            with pytest.raises(TypeError, match="in place|needs another boolean"):
+            with pytest.raises((TypeError, ValueError), match="in place|needs another boolean"):
                 change()
         before = a
         a &= random(3) > 0
         assert a is before
         assert type(a).__name__ == "SoftBoolean"
-        with pytest.raises(TypeError, match="needs another boolean"):
+        with pytest.raises(ValueError, match="needs another boolean"):
             _ = a & torch.tensor([1, 2, 3])
 
 
