@@ -318,11 +318,8 @@ _STORES = {"copy_", "fill_", "zero_", "__setitem__", "share_memory_", "retain_gr
 def _refuse_in_place(func: Any, args: Any) -> None:
     name = getattr(func, "__name__", "")
     arithmetic = name.endswith("_") and not name.startswith("_") and name not in _STORES
-    if args and isinstance(args[0], SoftBoolean) and (arithmetic or name in _IN_PLACE_OPERATORS):
+    if args and isinstance(args[0], SoftBoolean) and arithmetic:
         raise TypeError(f"{name} would change a soft boolean in place, as torch refuses on a bool tensor; use .float()")
-
-
-_IN_PLACE_OPERATORS = {"__iadd__", "__isub__", "__imul__", "__idiv__", "__itruediv__", "__ifloordiv__", "__ipow__"}
 
 
 def _hard_where_stored(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:

@@ -99,7 +99,8 @@ def _hard(x: Any) -> Any:
 def weighted(weights: Tensor, values: Tensor) -> Tensor:
     """sum_j w_j v_j over the last dim; weight exactly 0 leaves out inf and nan."""
     w, v = torch.broadcast_tensors(weights, values.to(torch.promote_types(weights.dtype, values.dtype)))
-    return (w * torch.where(w == 0, 0, v)).sum(-1)
+    # other values stay: under StraightThrough a weight of 0 has a gradient
+    return (w * torch.where((w == 0) & ~v.isfinite(), 0, v)).sum(-1)
 
 
 def over_support(f: Callable[..., Any], *args: Any) -> Any:

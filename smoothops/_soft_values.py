@@ -31,23 +31,24 @@ def context() -> Any:
 
 # these do their own work with torch's own operations, whatever the context of their caller
 _OWN_WORK = (
-    "smoothops", "implicit", "torch.autograd", "torch.optim", "torch.utils", "torch.amp", "torch.testing",
-    "torch.nn.init", "torch.nn.utils", "torch.distributions.constraints", "torch.distributions.distribution",
-    "torch._tensor_str", "torch._dynamo", "torch._functorch",
+    "smoothops", "implicit", "torch.optim", "torch.amp", "torch.testing", "torch.nn.init", "torch.nn.utils",
+    "torch.autograd.gradcheck", "torch.distributions.constraints", "torch.distributions.distribution",
+    "torch.distributions.utils", "torch._tensor_str", "torch._dynamo",
 )  # fmt: skip
-_SEEN_THROUGH = {"smoothops.softened", "smoothops._composites"}  # they act in their caller's place
+# these act in their caller's place
+_SEEN_THROUGH = {
+    "smoothops.softened", "smoothops._composites", "torch._tensor", "torch._jit_internal", "torch.functional",
+    "torch.nn.functional", "torch.overrides", "torch.utils._contextlib", "torch.utils._device",
+}  # fmt: skip
 
 
 def own_work() -> bool:
-    """Whether torch was called by a library for its own ends: the first frame outside of torch's wrappers decides."""
+    """Whether the code that calls torch works for its own ends: the first frame that is not a wrapper decides."""
     frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_globals.get("__name__") or ""
         if name not in _SEEN_THROUGH:
-            if any(name == n or name.startswith(n + ".") for n in _OWN_WORK):
-                return True
-            if name != "torch" and not name.startswith("torch."):
-                return False
+            return any(name == n or name.startswith(n + ".") for n in _OWN_WORK)
         frame = frame.f_back  # type: ignore[assignment]
     return False
 

@@ -21,7 +21,8 @@ from ._soft_boolean import SoftBoolean
 from ._soft_integer import RULES as INTEGER_RULES
 from ._soft_integer import SoftInteger
 from ._soft_values import CONTEXTS, SoftValue, context, own_work, plain
-from .smoothing import Hard, SmoothingLike, StraightThrough
+from .regularizers import Entropy
+from .smoothing import Hard, SmoothingLike, StraightThrough, as_smoothing
 
 COMPOSITE_NAMES = tuple(dict.fromkeys(name for name, _ in COMPOSITES.values()))
 ALL_NAMES = (*NAMES, *COMPOSITE_NAMES)
@@ -56,6 +57,8 @@ class softened(TorchFunctionMode, contextlib.ContextDecorator):
     ) -> None:  # fmt: skip
         _refuse_compiling()
         super().__init__()
+        for given in (smoothing, order):
+            as_smoothing(given, Entropy, 0.1)  # raises for what is none
         self.smoothing, self.order = smoothing, _order(smoothing, order)
         self.logic = _logic._logic(_logic.INDEPENDENT if logic is None else logic)
         also, keep = _names(also, "also", OPTIONAL), _names(keep, "keep", ALL_NAMES)

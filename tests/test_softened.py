@@ -160,7 +160,11 @@ def test_replaced(name: str) -> None:
 def test_kept(name: str) -> None:
     for by_torch, _ in CASES[name]:
         x, y = random(4, 5), random(4, 5)
-        for context in (so.softened(so.Hard()), so.softened(0), so.softened(EPS, keep=[r for r in CASES if r not in ("abs", "relu")])):
+        for context in (
+            so.softened(so.Hard()),
+            so.softened(0),
+            so.softened(EPS, keep=[r for r in CASES if r not in ("abs", "relu")]),
+        ):
             with context:
                 found = by_torch(x, y)
             expected = by_torch(x, y)
@@ -190,7 +194,11 @@ def test_logic_and_reductions() -> None:
             a, b = x > 0, y < 1
             found = [a & b, a | b, a ^ b, ~a, torch.logical_and(a, b), a.logical_or(b), a.all(), b.any(1), True & a]
             found += [torch.any(b, dim=1, keepdim=True), a == b, a != b, a & (y.long() > 0), a <= b, a > b]
-        expected = [so.logical_and(p, q, logic=logic), so.logical_or(p, q, logic=logic), so.logical_xor(p, q, logic=logic)]
+        expected = [
+            so.logical_and(p, q, logic=logic),
+            so.logical_or(p, q, logic=logic),
+            so.logical_xor(p, q, logic=logic),
+        ]
         expected += [1 - p, expected[0], expected[1], so.all(p, logic=logic), so.any(q, 1, logic=logic), p]
         expected += [so.any(q, 1, True, logic=logic), 1 - expected[2], expected[2]]
         expected += [so.logical_and(p, y.long() > 0, logic=logic), so.implies(p, q, logic=logic)]
@@ -312,7 +320,6 @@ def test_soft_booleans_are_not_changed_in_place_by_arithmetic() -> None:
         assert type(a).__name__ == "SoftBoolean"
         with pytest.raises(ValueError, match="needs another boolean"):
             _ = a & torch.tensor([1, 2, 3])
-
 
 
 def test_soft_boolean_copies() -> None:

@@ -100,7 +100,9 @@ def test_expectation(name: str) -> None:
         expected = enumerated(f, w)
     torch.testing.assert_close(found, expected)
     c = random(*expected.shape)
-    for a, b in zip(*(torch.autograd.grad((v * c).sum(), X, retain_graph=True) for v in (found, expected)), strict=True):
+    for a, b in zip(
+        *(torch.autograd.grad((v * c).sum(), X, retain_graph=True) for v in (found, expected)), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 
