@@ -42,7 +42,8 @@ def hinge_embedding_loss(
     input: Tensor, target: Tensor, margin: float = 1.0, size_average: bool | None = None, reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
-    apart, near = target.sub(1).bool(), target.add(1).bool()  # labels are data: != 1, != -1, not softened
+    with torch._C.DisableTorchFunction():  # labels are data
+        apart, near = target != 1, target != -1
     loss = torch.where(apart, torch.clamp(margin - input, min=0), 0.0) + torch.where(near, input, 0.0)
     return _reduced(loss, size_average, reduce, reduction)
 

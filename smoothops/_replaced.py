@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import comparisons, elementwise, operators, selection
+from ._soft_boolean import RULES as BOOLEAN_RULES
 from ._soft_boolean import as_soft_boolean
 from ._soft_integer import chosen
 from ._soft_values import spelled
@@ -23,6 +24,7 @@ class Replacement:
     soft: Callable[..., Any]
     order: bool  # whether the context's ``order`` softens it, rather than its ``smoothing``
     in_place: bool = False
+    when: Callable[..., bool] | None = None  # of the arguments; None: always
 
 
 REPLACED: dict[Any, Replacement] = {}
@@ -30,15 +32,15 @@ OPTIONAL = ("abs", "relu")  # they have a useful gradient everywhere already
 
 
 def replaces(
-    *names: str, order: bool = False, spellings: tuple[str, ...] = ()
+    *names: str, order: bool = False, spellings: tuple[str, ...] = (), when: Callable[..., bool] | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The first name is torch's main one, the others are aliases; each has its in-place form too, where torch has."""
 
     def register(soft: Callable[..., Any]) -> Callable[..., Any]:
         for name in spellings or names:
-            REPLACED.update(dict.fromkeys(spelled(name), Replacement(names[0], soft, order)))
+            REPLACED.update(dict.fromkeys(spelled(name), Replacement(names[0], soft, order, when=when)))
             if not name.startswith("__"):
-                REPLACED.update(dict.fromkeys(spelled(name + "_"), Replacement(names[0], soft, order, True)))
+                REPLACED.update(dict.fromkeys(spelled(name + "_"), Replacement(names[0], soft, order, True, when)))
         return soft
 
     return register
@@ -70,6 +72,36 @@ def _isclose(
 ) -> Any:
     near = comparisons.isclose(input, other, rtol=rtol, atol=atol, equal_nan=equal_nan, smoothing=s.smoothing)
     return as_soft_boolean(near)
+
+
+# --- a float as a boolean is x != 0 ----------------------------------------------------------------------------------
+
+
+def _nonzero(s: Any, x: Tensor) -> Any:
+    return as_soft_boolean(comparisons.ne(x, 0, smoothing=s.smoothing))
+
+
+def _as_boolean(name: str) -> Callable[..., Any]:
+    """The function of that name on the soft booleans x != 0."""
+    (func, *_) = spelled(name)
+
+    def soft(s: Any, *args: Any, **kwargs: Any) -> Any:
+        booleans = (_nonzero(s, v) if isinstance(v, Tensor) and v.is_floating_point() else v for v in args)
+        return BOOLEAN_RULES[func](func, *booleans, **kwargs)
+
+    return soft
+
+
+for _name in (
+    "__bool__", "is_nonzero", "bool", "any", "all", "count_nonzero", "nonzero", "argwhere", "logical_not",
+    "logical_and", "logical_or", "logical_xor",
+):  # fmt: skip
+    replaces("ne", spellings=(_name,))(_as_boolean(_name))
+
+
+@replaces("ne", spellings=("to", "type"), when=lambda *given: any(v is torch.bool for v in given))
+def _to_bool(s: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    return _nonzero(s, input)
 
 
 # --- elementwise -----------------------------------------------------------------------------------------------------
@@ -268,6 +300,20 @@ def _quantile(
 def _bucketize(s: Any, input: Any, boundaries: Tensor, *, out_int32: bool = False, right: bool = False) -> Any:
     hard = torch.bucketize(torch.as_tensor(input).detach(), boundaries.detach(), out_int32=out_int32, right=right)
     weights = selection.bucketize(torch.as_tensor(input), boundaries, right=right, smoothing=s.smoothing)
+    return chosen(hard, lambda: weights)
+
+
+@replaces("searchsorted")
+def _searchsorted(
+    s: Any, sorted_sequence: Tensor, input: Any, *, out_int32: bool = False, right: bool = False,
+    side: str | None = None, sorter: Tensor | None = None,
+) -> Any:  # fmt: skip
+    right = right if side is None else side == "right"
+    if sorter is not None:
+        sorted_sequence = sorted_sequence.gather(-1, sorter)
+    x = torch.as_tensor(input, dtype=sorted_sequence.dtype)
+    hard = torch.searchsorted(sorted_sequence.detach(), x.detach(), out_int32=out_int32, right=right)
+    weights = selection.searchsorted(sorted_sequence, x, right=right, smoothing=s.smoothing)
     return chosen(hard, lambda: weights)
 
 

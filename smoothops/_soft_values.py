@@ -100,7 +100,7 @@ JOINING = (
     "index_select", "gather", "take", "take_along_dim", "repeat_interleave", "cat", "concat", "concatenate",
     "stack", "hstack", "vstack",
 )  # fmt: skip
-PROPERTIES = (Tensor.T.__get__, Tensor.mT.__get__, Tensor.H.__get__)  # type: ignore[attr-defined]
+PROPERTIES = (Tensor.T.__get__, Tensor.mT.__get__, Tensor.H.__get__, Tensor.data.__get__)  # type: ignore[attr-defined]
 
 
 def rewrap(x: Any, wrap: Callable[[Tensor], Any]) -> Any:

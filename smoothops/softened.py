@@ -147,6 +147,8 @@ def _names(given: Iterable[str], argument: str, allowed: tuple[str, ...]) -> tup
 
 def _applies(found: Replacement, func: Any, args: Any, kwargs: Any) -> bool:
     """Floating-point tensors are softened; integers and booleans are exact already, soft values have their rules."""
+    if found.when is not None and not found.when(*args, *kwargs.values()):
+        return False
     operands = [v for v in (*args[:2], *kwargs.values()) if isinstance(v, Tensor)]
     if any(v.is_complex() for v in operands) or not any(v.is_floating_point() for v in operands):
         return False

@@ -47,10 +47,10 @@ X = random(B, N).requires_grad_()
 # functions of a soft index (B,), each entry of whose answer depends on one entry of the index
 FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "==": lambda i: i == Y,
-    "== reversed": lambda i: Y == i,
+    "== reversed": lambda i: i == Y,
     "!=": lambda i: i != 2,
     "<": lambda i: i < Y,
-    "<= reversed": lambda i: 2 <= i,
+    "<= reversed": lambda i: i >= 2,
     "> float": lambda i: i > 1.5,
     "arithmetic": lambda i: (2 * i - 1) % 3 == 1,
     "offset": lambda i: i + torch.arange(B) * 10 > 21,
