@@ -58,7 +58,8 @@ def hard_boolean(p: Any, doing: str) -> Tensor:
         raise ValueError(
             f"{doing} needs a yes or no, but inside so.softened this is a soft boolean with values strictly between 0 "
             f"and 1, such as {example:.6g}. Use it as a weight (torch.where, masked_fill, & | ~, .float()); "
-            "for an `if` use @so.soften; or use smoothing=so.StraightThrough(...), whose values are 0 and 1"
+            "for an `if` use @so.soften. Values are 0 or 1 with smoothing=so.StraightThrough(...), and farther than eps "
+            "from the boundary with so.Quadratic(eps); keep=(...) leaves an operation hard"
         )
     return p == 1
 
@@ -193,6 +194,25 @@ def _all(func: Any, p: Any, dim: Any = None, keepdim: bool = False) -> Any:
 @rule("any")
 def _any(func: Any, p: Any, dim: Any = None, keepdim: bool = False) -> Any:
     return as_soft_boolean(_logic.any(plain(p), dim, keepdim, logic=current_logic()))
+
+
+@rule("amax", "amin", "max", "min")
+def _extreme(func: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
+    """The largest of booleans is any, the smallest all; positions are those of the largest P(A)."""
+    if isinstance((*args, p)[0], SoftBoolean) and args:  # max(p, q)
+        return (_or if "max" in func.__name__ else _and)(func, p, *args)
+    largest = "max" in func.__name__
+    value = (_any if largest else _all)(func, p, *args, **kwargs)
+    if func.__name__ in ("amax", "amin") or not (args or kwargs):
+        return value
+    with torch._C.DisableTorchFunctionSubclass():
+        indices = func(p, *args, **kwargs).indices
+    return (torch.return_types.max if largest else torch.return_types.min)((value, indices))
+
+
+@rule("__format__")
+def _format(func: Any, p: Any, spec: str) -> str:
+    return format(plain(p), spec)
 
 
 @rule("sum", "cumsum", "nansum", "mean", "count_nonzero")

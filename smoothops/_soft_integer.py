@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ._soft_boolean import COMPARISONS, SoftBoolean, as_soft_boolean, where_arguments
+from ._soft_boolean import RULES as BOOLEAN_RULES
 from ._soft_values import PROPERTIES, STRUCTURAL, SoftValue, own_work, plain, spelled
 
 Law = tuple[Tensor, Tensor]  # weights and support, both (..., n)
@@ -49,8 +50,9 @@ class SoftInteger(SoftValue):
             if out is not NotImplemented:
                 return out
             _refuse_in_place(func, args)
-        if any(issubclass(t, SoftBoolean) for t in types):  # hard integers, and the rules of soft booleans
-            return func(*map(_hard, args), **{k: _hard(v) for k, v in kwargs.items()})
+            of_boolean = BOOLEAN_RULES.get(func)
+            if of_boolean is not None and any(issubclass(t, SoftBoolean) for t in types):
+                return of_boolean(func, *map(_hard, args), **{k: _hard(v) for k, v in kwargs.items()})
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 
@@ -129,7 +131,10 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-@rule(*(name for name in STRUCTURAL if not name.endswith("_") and name not in ("broadcast_tensors", "__reversed__")))
+@rule(
+    "repeat_interleave",
+    *(name for name in STRUCTURAL if not name.endswith("_") and name not in ("broadcast_tensors", "__reversed__")),
+)
 def _structural(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(x, SoftInteger):
         return NotImplemented
@@ -172,6 +177,11 @@ def _join(func: Any, parts: Any, dim: int = 0) -> Any:
     hard = func([plain(p) for p in parts], dim)
     at = dim if dim >= 0 else dim - 1  # before the dim of the distribution
     return as_soft_integer(hard, lambda: tuple(func([law[i] for law in laws], at) for i in (0, 1)))
+
+
+@rule("__format__")
+def _format(func: Any, x: Any, spec: str) -> str:
+    return format(plain(x), spec)
 
 
 @rule("__iter__")

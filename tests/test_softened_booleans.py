@@ -65,6 +65,32 @@ def test_counts_are_plain_numbers() -> None:
             same(found, expected)
 
 
+def test_extremes_are_any_and_all() -> None:
+    x, y = random(4, 5), random(4, 5)
+    p, q = so.gt(x, 0, smoothing=EPS), so.gt(y, 0, smoothing=EPS)
+    with so.softened(EPS):
+        a, b = x > 0, y > 0
+        for found, expected in (
+            (a.max(), so.any(p)), (a.amin(1), so.all(p, 1)), (a.max(1).values, so.any(p, 1)),
+            (a.min(dim=0, keepdim=True)[0], so.all(p, 0, True)), (torch.max(a, b), so.logical_or(p, q)),
+        ):  # fmt: skip
+            assert type(found).__name__ == "SoftBoolean"
+            torch.testing.assert_close(numbers(found), expected)
+        assert torch.equal(a.max(1).indices, p.max(1).indices)
+        assert f"{a[0, 0]:.3f}" == f"{p[0, 0]:.3f}"
+
+
+def test_with_soft_integers() -> None:
+    x, n = random(6), random(6, 2)
+    p = so.gt(x, 0, smoothing=EPS)
+    with so.softened(EPS):
+        a, i = x > 0, n.argmax(1)
+        same(a == i, torch.where(n.detach()[:, 1] > n[:, 0], p, 1 - p))  # of the hard integer
+        same(a * 1.0, p)
+        torch.testing.assert_close(numbers(a[i]), so.argmax(n, 1, smoothing=EPS) @ p[:2])
+        assert f"{i[0]:d}" in ("0", "1")
+
+
 def test_moving_entries_keeps_the_type() -> None:
     x = random(4, 5)
     p = so.gt(x, 0, smoothing=EPS)
