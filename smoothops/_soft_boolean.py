@@ -58,8 +58,8 @@ def hard_boolean(p: Any, doing: str) -> Tensor:
         raise ValueError(
             f"{doing} needs a yes or no, but inside so.softened this is a soft boolean with values strictly between 0 "
             f"and 1, such as {example:.6g}. Use it as a weight (torch.where, masked_fill, & | ~, .float()); "
-            "for an `if` use @so.soften. Values are 0 or 1 with smoothing=so.StraightThrough(...), and farther than eps "
-            "from the boundary with so.Quadratic(eps); keep=(...) leaves an operation hard"
+            "for an `if` use @so.soften. Values are 0 or 1 with smoothing=so.StraightThrough(...), and with "
+            "so.Quadratic(eps) farther than eps from the boundary; keep=(...) leaves an operation hard"
         )
     return p == 1
 

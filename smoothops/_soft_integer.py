@@ -193,8 +193,12 @@ def _compare(holds: Callable[[Any, Any], Any]) -> Rule:
     """P(X op y): the weight of the support where it holds; two soft integers are taken for independent."""
 
     def compare(func: Any, x: Any, y: Any) -> Any:
-        if isinstance(x, SoftBoolean) or isinstance(y, SoftBoolean):
-            return NotImplemented
+        if isinstance(x, SoftBoolean):
+            p, yes, no = (plain(v) for v in (x, compare(func, 1, y), compare(func, 0, y)))
+            return as_soft_boolean(p * yes + (1 - p) * no)
+        if isinstance(y, SoftBoolean):
+            p, yes, no = (plain(v) for v in (y, compare(func, x, 1), compare(func, x, 0)))
+            return as_soft_boolean(p * yes + (1 - p) * no)
 
         def against(y: Any) -> Tensor:
             if not isinstance(x, SoftInteger):

@@ -85,7 +85,9 @@ def test_with_soft_integers() -> None:
     p = so.gt(x, 0, smoothing=EPS)
     with so.softened(EPS):
         a, i = x > 0, n.argmax(1)
-        same(a == i, torch.where(n.detach()[:, 1] > n[:, 0], p, 1 - p))  # of the hard integer
+        w = so.argmax(n, 1, smoothing=EPS)[:, 1]
+        torch.testing.assert_close(numbers(a == i), p * w + (1 - p) * (1 - w))
+        torch.testing.assert_close(numbers(i < a), p * (1 - w))
         same(a * 1.0, p)
         torch.testing.assert_close(numbers(a[i]), so.argmax(n, 1, smoothing=EPS) @ p[:2])
         assert f"{i[0]:d}" in ("0", "1")
