@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import logic as _logic
-from ._soft_values import JOINING, PROPERTIES, STRUCTURAL, SoftValue, context, own_work, plain, rewrap, spelled
+from ._soft_values import JOINING, PROPERTIES, STRUCTURAL, SoftValue, any_of, context, own_work, plain, rewrap, spelled
 from .selection import where as soft_where
 
 # --- the type --------------------------------------------------------------------------------------------------------
@@ -27,7 +27,7 @@ class SoftBoolean(SoftValue):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if any(issubclass(t, cls.before) for t in types):
+        if any_of((*args, *kwargs.values()), cls.before):
             return NotImplemented
         if not own_work():
             rule = RULES.get(func)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ._soft_boolean import COMPARISONS, SoftBoolean, as_soft_boolean, where_arguments
 from ._soft_boolean import RULES as BOOLEAN_RULES
-from ._soft_values import PROPERTIES, STRUCTURAL, SoftValue, own_work, plain, spelled
+from ._soft_values import PROPERTIES, STRUCTURAL, SoftValue, any_of, own_work, plain, spelled
 
 Law = tuple[Tensor, Tensor]  # weights and support, both (..., n)
 
@@ -51,7 +51,7 @@ class SoftInteger(SoftValue):
                 return out
             _refuse_in_place(func, args)
             of_boolean = BOOLEAN_RULES.get(func)
-            if of_boolean is not None and any(issubclass(t, SoftBoolean) for t in types):
+            if of_boolean is not None and any_of((*args, *kwargs.values()), SoftBoolean):
                 return of_boolean(func, *map(_hard, args), **{k: _hard(v) for k, v in kwargs.items()})
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)

@@ -86,6 +86,11 @@ def plain(x: Any) -> Any:
     return x
 
 
+def any_of(args: Any, kinds: type | tuple[type, ...]) -> bool:
+    """Whether an argument is of these types; ``types`` names only the first one where the function is __eq__."""
+    return any(isinstance(a, kinds) or (type(a) in (list, tuple) and any_of(a, kinds)) for a in args)
+
+
 # --- operations that only move entries about -------------------------------------------------------------------------
 
 STRUCTURAL = (
