@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,10 @@ from torch import Tensor
 
 import smoothops as so
 from smoothops._replaced import REPLACED
+from smoothops._soft_boolean import RULES as BOOLEAN_RULES
+from smoothops._soft_integer import RULES as INTEGER_RULES
+from smoothops._soft_values import spelled
+from smoothops.softened import ALL_NAMES
 
 G = torch.Generator().manual_seed(0)
 EPS = 0.3
@@ -200,3 +206,28 @@ def test_small_eps_is_torch(name: str) -> None:
             found = by_torch(x, y)
         expected = by_torch(x, y)
         torch.testing.assert_close(numbers(found).double(), expected.double(), rtol=0, atol=1e-7)
+
+
+# --- the documentation -----------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "softened.md").read_text()
+
+
+def table(heading: str) -> list[list[str]]:
+    """The names in each row's first column."""
+    section = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
+    firsts = [re.split(r"(?<!\\)\|", line)[1] for line in section.splitlines() if line.startswith("|")][2:]
+    return [re.findall(r"`([a-z_0-9]+)`", first) for first in firsts]
+
+
+def test_the_page_lists_what_is_replaced() -> None:
+    names = [name for row in table("What is replaced") for name in row]
+    assert sorted(names) == sorted(ALL_NAMES)
+
+
+@pytest.mark.parametrize(("heading", "rules"), [("Soft booleans", BOOLEAN_RULES), ("Soft integers", INTEGER_RULES)])
+def test_the_page_tells_the_truth_about_rules(heading: str, rules: dict[Any, Any]) -> None:
+    names = {name for row in table(heading) for name in row}
+    assert len(names) > 10
+    for name in names:
+        assert set(spelled(name)) & set(rules), name
