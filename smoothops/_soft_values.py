@@ -16,7 +16,7 @@ from torch import Tensor
 
 class _Contexts(threading.local):
     def __init__(self) -> None:
-        self.entered: list[Any] = []
+        self.entered: list[tuple[Any, int]] = []  # contexts, each with the checkpoints that it was entered in
 
 
 CONTEXTS = _Contexts()
@@ -24,7 +24,17 @@ CONTEXTS = _Contexts()
 
 def context() -> Any:
     """The innermost softened context of this thread, or None."""
-    return CONTEXTS.entered[-1] if CONTEXTS.entered else None
+    return CONTEXTS.entered[-1][0] if CONTEXTS.entered else None
+
+
+def checkpoints() -> int:
+    """How many reentrant activation checkpoints this code runs in."""
+    count, frame = 0, sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "forward" and frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+            count += 1
+        frame = frame.f_back  # type: ignore[assignment]
+    return count
 
 
 # --- who calls -------------------------------------------------------------------------------------------------------

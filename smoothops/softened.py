@@ -20,7 +20,7 @@ from ._soft_boolean import RULES as BOOLEAN_RULES
 from ._soft_boolean import SoftBoolean
 from ._soft_integer import RULES as INTEGER_RULES
 from ._soft_integer import SoftInteger
-from ._soft_values import CONTEXTS, SoftValue, context, own_work, plain
+from ._soft_values import CONTEXTS, SoftValue, checkpoints, context, own_work, plain
 from .regularizers import Entropy
 from .smoothing import Hard, SmoothingLike, StraightThrough, as_smoothing
 
@@ -70,7 +70,7 @@ class softened(TorchFunctionMode, contextlib.ContextDecorator):
     def __enter__(self) -> Any:
         _refuse_compiling()
         super().__enter__()
-        CONTEXTS.entered.append(self)
+        CONTEXTS.entered.append((self, checkpoints()))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -97,12 +97,22 @@ class softened(TorchFunctionMode, contextlib.ContextDecorator):
             written_out = _body(func)  # None where another function asks in its name
         if written_out is None or own_work():
             return func(*args, **kwargs)
-        with self:
+        super().__enter__()
+        CONTEXTS.entered.append(CONTEXTS.entered[-1])
+        try:
             return written_out(*args, **kwargs)
+        finally:
+            self.__exit__(None, None, None)
 
     def _replace(self, found: Replacement, func: Any, args: Any, kwargs: Any) -> Any:
         if kwargs.pop("out", None) is not None:
             raise TypeError(f"{found.name}(out=...) has no soft form inside so.softened; add keep=({found.name!r},)")
+        # a reentrant checkpoint runs without grad, and again in the backward pass: there its hard twin would run
+        if not torch.is_grad_enabled() and checkpoints() > CONTEXTS.entered[-1][1]:
+            raise RuntimeError(
+                "so.softened is left when torch.utils.checkpoint(use_reentrant=True) computes again in the backward "
+                "pass; enter it inside: checkpoint(so.softened(...)(function), ...)"
+            )
         for old, new in _NUMPY_NAMES.items():
             if old in kwargs:
                 kwargs[new] = kwargs.pop(old)

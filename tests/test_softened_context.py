@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
+from torch.utils.checkpoint import checkpoint
 
 import implicit
 import smoothops as so
@@ -215,6 +216,24 @@ def test_threads() -> None:
     for eps, values in found.items():
         assert len(values) == 20
         assert all(torch.equal(v, soft_sign(x, eps) if eps else torch.sign(x)) for v in values)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoints(reentrant: bool) -> None:
+    def block(x: Tensor) -> Tensor:
+        return F.threshold(x, 0.1, -1.0) * torch.sign(x)
+
+    x = random(5).requires_grad_()
+    with so.softened(EPS):
+        (expected,) = torch.autograd.grad(block(x).sum(), x)
+        with torch.no_grad():
+            block(x)
+    checkpoint(so.softened(EPS)(block), x, use_reentrant=reentrant).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, expected)
+    for part in (block, torch.sign, nn.Threshold(0.1, -1.0)):
+        with pytest.raises(RuntimeError, match=r"enter it inside|different number of tensors"), so.softened(EPS):
+            checkpoint(part, x, use_reentrant=reentrant).sum().backward()
 
 
 def test_with_another_mode() -> None:
