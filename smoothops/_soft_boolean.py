@@ -88,10 +88,9 @@ def _structural(func: Any, *args: Any, **kwargs: Any) -> Any:
     """Entries moved about; of a list with plain numbers in it, numbers."""
     with torch._C.DisableTorchFunctionSubclass():
         out = func(*args, **kwargs)
-    mixed = bool(args) and isinstance(args[0], (list, tuple)) and not all(is_boolean(v) for v in args[0])
     first = args[0] if args else next(iter(kwargs.values()))
-    soft = is_boolean(first) or isinstance(first, (list, tuple))
-    return out if mixed or not soft else rewrap(out, as_soft_boolean)
+    moved = first if isinstance(first, (list, tuple)) else [first]
+    return rewrap(out, as_soft_boolean) if all(is_boolean(v) for v in moved) else out
 
 
 for _property in PROPERTIES:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ._soft_boolean import COMPARISONS, SoftBoolean, as_soft_boolean, where_arguments
 from ._soft_boolean import RULES as BOOLEAN_RULES
 from ._soft_values import PROPERTIES, STRUCTURAL, SoftValue, any_of, own_work, plain, spelled
+from .selection import where as soft_where
 
 Law = tuple[Tensor, Tensor]  # weights and support, both (..., n)
 
@@ -24,15 +25,16 @@ class SoftInteger(SoftValue):
     """Hard integers (...), which know the distribution that they are the choice of."""
 
     before = ()
-    _make: Callable[[], Law] | None
+    _make: Callable[[], Law]
     _law: Law | None
+    _with_grad: bool
 
     @property
     def law(self) -> Law:
         """The weights and the integers that they belong to, both (..., n); made at the first use."""
         if self._law is None:
-            assert self._make is not None
-            self._law, self._make = self._make(), None
+            with torch.set_grad_enabled(self._with_grad):  # that of the choice, not of whoever asks first
+                self._law = self._make()
         return self._law
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -74,7 +76,7 @@ def as_soft_integer(hard: Tensor, make: Callable[[], Law]) -> Any:
     """``hard`` (...) with a distribution, which ``make`` computes when it is needed."""
     with torch._C.DisableTorchFunctionSubclass():
         out = hard.as_subclass(SoftInteger)
-    out._make, out._law = make, None
+    out._make, out._law, out._with_grad = make, None, torch.is_grad_enabled()
     return out
 
 
@@ -201,8 +203,6 @@ def _compare(holds: Callable[[Any, Any], Any]) -> Rule:
             return as_soft_boolean(p * yes + (1 - p) * no)
 
         def against(y: Any) -> Tensor:
-            if not isinstance(x, SoftInteger):
-                raise AssertionError("one side is soft")
             weights, support = x.law
             yes = over_support(holds, Each(support), y)
             return weighted(weights, yes.to(weights.dtype))
@@ -280,9 +280,9 @@ def _mixture(func: Any, *args: Any, **kwargs: Any) -> Any:
     condition, x, y = where_arguments(func, *args, **kwargs)
     if isinstance(condition, SoftInteger):
         return NotImplemented
-    if any(isinstance(v, float) or (isinstance(v, Tensor) and v.is_floating_point()) for v in (x, y)):
-        return torch.where(condition, *(mean(v) if isinstance(v, SoftInteger) else v for v in (x, y)))
     c = plain(condition)
+    if any(isinstance(v, float) or (isinstance(v, Tensor) and v.is_floating_point()) for v in (x, y)):
+        return soft_where(c, *(mean(v) if isinstance(v, SoftInteger) else plain(v) for v in (x, y)))
     hard = torch.where(c if c.dtype == torch.bool else c > 0.5, _hard(x), _hard(y))
     laws = [v.law if isinstance(v, SoftInteger) else _certain(v, hard) for v in (x, y)]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from ._soft_values import CONTEXTS, SoftValue, checkpoints, context, own_work, p
 from .regularizers import Entropy
 from .smoothing import Hard, SmoothingLike, StraightThrough, as_smoothing
 
+F = TypeVar("F", bound=Callable[..., Any])
 COMPOSITE_NAMES = tuple(dict.fromkeys(name for name, _ in COMPOSITES.values()))
 ALL_NAMES = (*NAMES, *COMPOSITE_NAMES)
 
@@ -77,6 +79,11 @@ class softened(TorchFunctionMode, contextlib.ContextDecorator):
         CONTEXTS.entered.pop()
         super().__exit__(*error)
 
+    def __call__(self, func: F) -> F:
+        if inspect.isgeneratorfunction(func) or inspect.iscoroutinefunction(func) or inspect.isasyncgenfunction(func):
+            raise TypeError(f"{func.__name__} would run after so.softened is left; enter it inside, with so.softened()")
+        return super().__call__(func)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # the innermost context decides; there is none in the threads of a backward pass, where nothing is replaced
@@ -105,7 +112,7 @@ class softened(TorchFunctionMode, contextlib.ContextDecorator):
             self.__exit__(None, None, None)
 
     def _replace(self, found: Replacement, func: Any, args: Any, kwargs: Any) -> Any:
-        if kwargs.pop("out", None) is not None:
+        if kwargs.get("out") is not None:
             raise TypeError(f"{found.name}(out=...) has no soft form inside so.softened; add keep=({found.name!r},)")
         # a reentrant checkpoint runs without grad, and again in the backward pass: there its hard twin would run
         if not torch.is_grad_enabled() and checkpoints() > CONTEXTS.entered[-1][1]:
@@ -113,10 +120,8 @@ class softened(TorchFunctionMode, contextlib.ContextDecorator):
                 "so.softened is left when torch.utils.checkpoint(use_reentrant=True) computes again in the backward "
                 "pass; enter it inside: checkpoint(so.softened(...)(function), ...)"
             )
-        for old, new in _NUMPY_NAMES.items():
-            if old in kwargs:
-                kwargs[new] = kwargs.pop(old)
-        args, kwargs = plain(args), {name: plain(value) for name, value in kwargs.items()}
+        args = plain(args)
+        kwargs = {_NUMPY_NAMES.get(name, name): plain(value) for name, value in kwargs.items() if name != "out"}
         if not found.in_place:
             return found.soft(self, *args, **kwargs)
         target, *rest = args

@@ -193,6 +193,31 @@ def test_decorator_and_recursion() -> None:
     assert torch.equal(collapse(x, 3), soft_sign(x))
 
 
+def test_what_runs_later_cannot_be_decorated() -> None:
+    def later(x: Tensor) -> Any:
+        yield torch.sign(x)
+
+    with pytest.raises(TypeError, match="later would run after"):
+        so.softened(EPS)(later)
+    x = random(3)
+    torch.testing.assert_close(
+        so.softened(EPS)(nn.Threshold(0.1, 0.0))(x), so.where(so.gt(x, 0.1, smoothing=EPS), x, 0.0)
+    )
+
+
+def test_own_operators_take_soft_booleans() -> None:
+    x, y = random(4), random(4)
+    p = so.gt(x, 0, smoothing=EPS)
+    with so.softened(EPS):
+        a = x > 0
+        inside = so.where(a, x, y), so.logical_and(a, a), so.any(a), so.logical_not(a), so.logical_xor(a, x.long() > 1)
+    outside = so.where(a, x, y), so.logical_and(a, a), so.any(a), so.logical_not(a), so.logical_xor(a, x.long() > 1)
+    expected = so.where(p, x, y), so.logical_and(p, p), so.any(p), so.logical_not(p), so.logical_xor(p, x.long() > 1)
+    for i, o, e in zip(inside, outside, expected, strict=True):
+        assert torch.equal(numbers(i), e)
+        assert torch.equal(numbers(o), e)
+
+
 def test_threads() -> None:
     x, barrier = random(50), threading.Barrier(4)
     found: dict[float, list[Tensor]] = {}

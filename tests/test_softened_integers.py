@@ -152,6 +152,29 @@ def test_mixture() -> None:
     torch.testing.assert_close(numbers(right), p * w.gather(1, Y[:, None])[:, 0])
 
 
+def test_mixture_with_floats() -> None:
+    w, p = so.argmax(X, 1, smoothing=EPS), so.gt(X[:, 0], 0, smoothing=EPS)
+    expected = w @ torch.arange(N).double()
+    with so.softened(EPS):
+        found = torch.where(X[:, 0] > 0, X.argmax(1), 0.5), torch.where(Y > 1, X.argmax(1), 0.5)
+    torch.testing.assert_close(found[0], p * expected + (1 - p) * 0.5)
+    torch.testing.assert_close(found[1].double(), torch.where(Y > 1, expected, 0.5))
+
+
+def test_a_first_look_without_grad_costs_no_gradient() -> None:
+    with so.softened(EPS):
+        i = X.argsort(1)[:, 0] + 1
+        with torch.no_grad():
+            seen = (i == 2).double()
+        used = (i == 2).double()
+    assert not seen.requires_grad
+    torch.testing.assert_close(used, so.argsort(X, 1)[:, 0, 1])
+    for a, b in zip(
+        *(torch.autograd.grad(v.square().sum(), X) for v in (used, so.argsort(X, 1)[:, 0, 1])), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
 def test_hard_where_an_integer_is_needed() -> None:
     with so.softened(EPS):
         i = X.argmax(1)
