@@ -87,6 +87,7 @@ from .control import (
     switch,
     while_loop,
 )
+from .softened import softened
 from . import losses, metrics
 from .fenchel_young import FenchelYoung
 
@@ -208,6 +209,8 @@ __all__ = [
     "LoopInfo",
     "Sqrt",
     "Binomial",
+    # existing code
+    "softened",
     # losses and metrics
     "FenchelYoung",
     "losses",

@@ -37,6 +37,7 @@ LAYERS = {
         ("comparisons", "logic", "selection"),
         ("control", "control.*"),
         ("soften",),
+        ("softened", "_soft_values", "_soft_boolean", "_soft_integer", "_soft_reading", "_composites", "_replaced"),
         ("fenchel_young", "metrics", "metrics.*"),
         ("losses", "losses.*"),
         ("nn",),
