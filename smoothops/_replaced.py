@@ -239,10 +239,9 @@ def _places(s: Any, input: Tensor, dim: int, descending: bool, at: slice | int, 
     x = input.clone()  # what is asked for later must not depend on what became of the input
 
     def weights() -> Tensor:
-        rows = pick(operators.argsort(x, dim, descending, smoothing=s.order), -2)
-        if isinstance(at, int):
-            return rows.unsqueeze(dim if dim >= 0 else dim - 1) if keepdim else rows
-        return rows.movedim(-2, dim if dim >= 0 else dim - 1)
+        place = dim % max(x.ndim, 1)
+        rows = pick(operators.argsort(x, dim, descending, smoothing=s.order), place)
+        return rows.unsqueeze(place) if isinstance(at, int) and keepdim else rows
 
     return chosen(hard, weights)
 
