@@ -130,7 +130,8 @@ class _Slopes:
 
     @staticmethod
     def backward(x: Tensor, state: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        return (state[0] * g).to(x.dtype)
+        # where nothing moves, not even the NaN of a cotangent counts: 0 times inf in a branch that is not taken
+        return torch.where(state[0] == 0, 0, state[0] * g).to(x.dtype)
 
 
 def _step(x: Tensor, eps: Any, family: type[Regularizer]) -> Tensor:
