@@ -62,6 +62,19 @@ from .selection import (
     take_along_dim,
     where,
 )
+from .control import (
+    Binomial,
+    FinalState,
+    LoopInfo,
+    Readout,
+    Sample,
+    Sqrt,
+    cond,
+    fori_loop,
+    scan,
+    switch,
+    while_loop,
+)
 from . import losses, metrics
 from .fenchel_young import FenchelYoung
 
@@ -166,6 +179,18 @@ __all__ = [
     "lookup",
     "bucketize",
     "searchsorted",
+    # control flow
+    "cond",
+    "switch",
+    "fori_loop",
+    "scan",
+    "while_loop",
+    "FinalState",
+    "Readout",
+    "Sample",
+    "LoopInfo",
+    "Sqrt",
+    "Binomial",
     # losses and metrics
     "FenchelYoung",
     "losses",

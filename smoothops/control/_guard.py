@@ -1,0 +1,175 @@
+"""Keeps the NaN of what is not taken out of every gradient.
+
+Where a branch has weight 0 its output gets the cotangent 0, but 0 times the infinite slope of ``sqrt`` at a negative
+number is NaN, and a NaN in one row spreads to every parameter that all rows share. So while a branch runs, each torch
+function in it takes its inputs through an identity whose derivative is exact except that a NaN in an element of weight
+0 becomes 0. Finite derivatives are untouched: a branch that mixes elements (a mean over the batch) stays exact.
+
+- What is shared by rows in an elementwise function is expanded first: backward would sum NaN of different rows.
+- A contraction (a matrix product, a normalization) multiplies cotangents with values, 0 times inf again: its graph is
+  made from inputs whose infinite entries of weight 0 are 0, its value from the true ones.
+
+Cutting the tensors at the entry alone, ``torch.where(w == 0, a.detach(), a)``, would lose that mixing, and could not
+tell the rows apart in a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .._axes import concrete
+from ._kinds import CONTRACTIONS, ELEMENTWISE, FREE
+
+
+class _Identity(torch.autograd.Function):
+    """t, whose derivative has no NaN where ``dead``; the derivative of that derivative has none either."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, dead: Tensor) -> Tensor:
+        ctx.save_for_backward(dead)
+        return t.view_as(t)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        (dead,) = ctx.saved_tensors
+        return _identity(torch.where(dead & g.isnan(), 0, g), dead), None
+
+
+class _TransformedIdentity(_Identity):
+    """The same in the form that torch.func and torch.compile take, which costs ten times as much a call."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(t: Tensor, dead: Tensor) -> Tensor:  # type: ignore[override]
+        return t.view_as(t)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+
+class _ForwardIdentity(_TransformedIdentity):
+    """The same with a forward-mode rule, which torch.compile refuses and which does not go with views."""
+
+    @staticmethod
+    def forward(t: Tensor, dead: Tensor) -> Tensor:  # type: ignore[override]
+        return t.clone()
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        (dead,) = ctx.saved_tensors
+        return _identity(torch.where(dead & tangent.isnan(), 0, tangent), dead)
+
+
+def forward_mode() -> bool:
+    """Whether a level of forward-mode AD is active."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    levels = torch._C._functorch.get_interpreter_stack() or []
+    return any(level.key() == torch._C._functorch.TransformType.Jvp for level in levels)
+
+
+def _identity(t: Tensor, dead: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _TransformedIdentity.apply(t, dead)
+    if forward_mode():
+        return _ForwardIdentity.apply(t, dead)
+    plain = torch._C._functorch.peek_interpreter_stack() is None
+    return (_Identity if plain else _TransformedIdentity).apply(t, dead)
+
+
+class Guard(TorchFunctionMode):
+    """Hands every torch function its inputs through the identity."""
+
+    def __init__(self, dead: Tensor) -> None:
+        super().__init__()
+        self.dead = dead
+        self.fitted: dict[Any, Tensor] = {}
+
+    def fit(self, shape: torch.Size) -> Tensor:
+        """Which elements of a tensor belong to rows of weight 0: those that its leading dims name, or all or none."""
+        if shape not in self.fitted:
+            self.fitted[shape] = self._fit(shape)
+        return self.fitted[shape]
+
+    def _fit(self, shape: torch.Size) -> Tensor:
+        dead, k = self.dead, self.dead.ndim
+        if len(shape) < k or any(d not in (1, s) and s != 1 for d, s in zip(dead.shape, shape, strict=False)):
+            return dead.all()
+        for i in range(k):
+            if shape[i] == 1:
+                dead = dead.all(i, keepdim=True)
+        return dead.reshape(dead.shape + (1,) * (len(shape) - k))
+
+    def clean(self, item: Any) -> Any:
+        if isinstance(item, Tensor):
+            return _identity(item, self.fit(item.shape)) if item.is_floating_point() and tracked(item) else item
+        if type(item) in (tuple, list):
+            return type(item)(self.clean(i) for i in item)
+        return item
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in FREE or not args:
+            return func(*args, **kwargs)
+        # what a function writes to must stay itself
+        # (slices: torch.compile cannot trace endswith here)
+        writes = (name[-1:] == "_" and name[-2:] != "__") or name in ("__imul__", "__itruediv__", "__ipow__")
+        kept = args[:1] if writes else ()
+        kwargs = {key: value if key == "out" else self.clean(value) for key, value in kwargs.items()}
+        rest = args[len(kept) :]
+        if name in ELEMENTWISE:
+            rest = expanded(rest)
+        args = (*kept, *(self.clean(a) for a in rest))
+        if name in CONTRACTIONS:
+            return self.contract(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def infinite(self, t: Tensor) -> Tensor | None:
+        """Which entries of t are neither finite nor in a row that is taken, None where there are none."""
+        found = self.fit(t.shape) & ~t.isfinite()
+        return found if some(found) else None
+
+    def contract(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        masks = [self.infinite(a) if isinstance(a, Tensor) and a.is_floating_point() else None for a in args]
+        if all(mask is None for mask in masks):
+            return func(*args, **kwargs)
+        finite = [a if mask is None else torch.where(mask, 0, a) for a, mask in zip(args, masks, strict=True)]
+        with torch.no_grad():
+            true = func(*(a.detach() if isinstance(a, Tensor) else a for a in args), **kwargs).detach()
+        return torch.where(true.isfinite(), func(*finite, **kwargs), true)
+
+
+def expanded(args: tuple) -> tuple:
+    """Tensors among the arguments of an elementwise function, brought to their common shape."""
+    shapes = {a.shape for a in args if isinstance(a, Tensor)}
+    if len(shapes) < 2:
+        return args
+    wide = iter(torch.broadcast_tensors(*(a for a in args if isinstance(a, Tensor))))
+    return tuple(next(wide) if isinstance(a, Tensor) else a for a in args)
+
+
+def tracked(t: Tensor) -> bool:
+    """Whether t may carry a derivative."""
+    if torch.compiler.is_compiling() or t.requires_grad:
+        return torch.is_grad_enabled()
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_mode()
+
+
+def some(mask: Tensor) -> bool:
+    """Whether any entry holds, True where that may not be looked up."""
+    return not concrete(mask) or bool(mask.any())
+
+
+def guarded(dead: Tensor) -> AbstractContextManager[Any]:
+    """While this is entered, no NaN comes out of the derivatives of the elements that are ``dead``."""
+    return Guard(dead) if some(dead) else nullcontext()

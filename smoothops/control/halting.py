@@ -1,0 +1,278 @@
+"""while_loop: a loop that goes on with a soft probability, and the distribution of the step at which it halts."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._axes import wide_dtype
+from ._chain import Chain
+from ._guard import guarded, some
+from ._run import run
+from ._trees import add, check_range, check_same, describe, flatten, number, result_dtype, unflatten, weight
+from .branches import check_callable, name_of
+from .checkpoint import Checkpoint
+
+# a mass below this changes no digit of a mean of states of one size: the row halts there, however long others go on
+ROUNDING = 2.0**-53
+Gate = Callable[[Tensor, Tensor, Tensor], Tensor | None]
+
+
+class LoopInfo(NamedTuple):
+    """How a soft loop halted: mean and variance of the steps, the mass that never did, the weights or None."""
+
+    steps: Tensor
+    variance: Tensor
+    residual: Tensor
+    halting: Tensor | None
+
+
+class Mean(ABC):
+    """What a soft loop returns of its states: :class:`FinalState`, :class:`Readout` or :class:`Sample`."""
+
+    @abstractmethod
+    def read(self, state: Any) -> Any:
+        """What is averaged."""
+
+    def gate(self) -> Gate:
+        """For one call of a loop: (w, survival before, after) -> the weight in place of w, or None for w itself."""
+        return lambda w, before, after: None
+
+
+@dataclass(frozen=True, eq=False)
+class FinalState(Mean):
+    """The expected final state, sum_t w_t s_t + R s_T.
+
+    A mean of states need not be a state: the mean of x^2 is not the square of the mean of x (:class:`Readout`).
+
+    Example:
+        >>> count = lambda s: so.while_loop(lambda s: s < 3, lambda s: s + 1, s, 10, mean=so.FinalState())[0]
+        >>> count(torch.tensor(0.5))
+        tensor(3.5000)
+    """
+
+    def read(self, state: Any) -> Any:
+        return state
+
+
+@dataclass(frozen=True, eq=False)
+class Readout(Mean):
+    """The expected readout, sum_t w_t fn(s_t) + R fn(s_T), in place of the expected final state.
+
+    Args: fn: state -> pytree of tensors whose leading dims are those of the condition.
+
+    Example:
+        >>> grow = lambda mean: so.while_loop(lambda s: 0.5 + 0 * s, lambda s: s + 1, torch.tensor(0.0), 60, mean=mean)
+        >>> grow(so.FinalState())[0], grow(so.Readout(lambda s: s * s))[0]
+        (tensor(1.0000), tensor(3.0000))
+    """
+
+    fn: Callable[[Any], Any]
+
+    def __post_init__(self) -> None:
+        check_callable(self.fn, "fn")
+
+    def read(self, state: Any) -> Any:
+        return self.fn(state)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample(Mean):
+    """The state at one step drawn from the halting distribution, for each element of the batch: always a true state.
+
+    The gradient is that of the mean with the drawn state in place of the mean of states, sum_t h_t ds_t + dw_t s_t:
+    unbiased for the derivative of the expected final state, straight-through for functions of it that are not linear.
+
+    Args: generator: of the random numbers, ``None`` for torch's own.
+
+    Example:
+        >>> go = lambda s: so.while_loop(lambda s: 0.5 + 0 * s, lambda s: s + 1, s, 60, mean=so.Sample())[0]
+        >>> bool((go(torch.zeros(1000)) % 1 == 0).all())
+        True
+    """
+
+    generator: torch.Generator | None = None
+
+    def read(self, state: Any) -> Any:
+        return state
+
+    def gate(self) -> Gate:
+        drawn: list[Tensor] = []  # once, also where backward runs the loop again
+
+        def gate(w: Tensor, before: Tensor, after: Tensor) -> Tensor:
+            if not drawn:  # in (0, 1]: P(survival >= u) is the survival
+                drawn.append(1 - torch.rand(w.shape, generator=self.generator, dtype=w.dtype, device=w.device))
+            here = (before >= drawn[0]) & (after < drawn[0])
+            return here.to(w.dtype) + (w - w.detach())
+
+        return gate
+
+
+class _Carry(NamedTuple):
+    """State s_t, log and value of the survival prod_{i<t} c_i, the sums so far; ``None`` before the first step."""
+
+    state: Any
+    log: Tensor
+    survival: Tensor
+    totals: Any
+    steps: Tensor
+    squares: Tensor
+
+
+def while_loop(
+    cond_fn: Callable[[Any], Any],
+    body_fn: Callable[[Any], Any],
+    init: Any,
+    max_iter: int,
+    *,
+    mean: Mean = FinalState(),
+    checkpoint: Checkpoint | None = None,
+    halting: bool = False,
+    tol: float = 1e-6,
+    on_fail: str = "warn",
+) -> tuple[Any, LoopInfo]:
+    """The expected final state sum_t w_t s_t + R s_T of ``while cond_fn(s): s = body_fn(s)``.
+
+    c_t = cond_fn(s_t), w_t = (1 - c_t) prod_{i<t} c_i, R = prod c_i. Where c is 0 or 1 it is the ordinary loop.
+
+    Args:
+        cond_fn: state -> values in [0, 1] or bool; its dims stand for the leading dims of every leaf of the state.
+        body_fn: state -> state of the same form. init: a pytree of tensors and numbers. max_iter: T, at least 1.
+        mean: FinalState(), Readout(fn) or Sample(generator). checkpoint: as for ``fori_loop``.
+        halting: whether info.halting holds w_0, ..., w_{T-1}, R, shape (T + 1, ...).
+        tol, on_fail: what to do where R > tol: "warn", "raise" or "ignore"; not under transforms or compilation.
+
+    Returns: (state, LoopInfo(steps, variance, residual, halting)).
+    Raises: ValueError, TypeError; RuntimeError for a residual above ``tol`` and on_fail="raise".
+    Complexity: T steps at most; eager loops end once no mass is left, looked up at each step on the CPU.
+
+    Example:
+        >>> x, info = so.while_loop(lambda s: so.heaviside(s, smoothing=1.0), lambda s: s - 1, torch.tensor(3.5), 50)
+        >>> x, info.steps
+        (tensor(0.2361), tensor(3.2639))
+    """
+    check_callable(cond_fn, "cond_fn")
+    check_callable(body_fn, "body_fn")
+    if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 1:
+        raise ValueError(f"max_iter must be a positive int, got {max_iter!r}")
+    if not isinstance(mean, Mean):
+        raise TypeError(f"mean must be so.FinalState(), so.Readout(fn) or so.Sample(generator), got {mean!r}")
+    if on_fail not in ("raise", "warn", "ignore"):
+        raise ValueError(f"on_fail must be one of 'raise', 'warn', 'ignore', got {on_fail!r}")
+    device = next((leaf.device for leaf in flatten(init)[0] if isinstance(leaf, Tensor)), torch.device("cpu"))
+    one = torch.ones((), dtype=wide_dtype(device), device=device)
+    loop = _Loop(cond_fn, body_fn, mean, halting, device, max_iter, checkpoint)
+    chain = Chain(loop.step, halted=loop.halted)
+    start = _Carry(init, one * 0, one, None, one * 0, one * 0)
+    end, weights = run(chain, start, max_iter, checkpoint)
+    result = loop.finish(end)
+    check_residual(end.survival, tol, on_fail, max_iter, cond_fn)
+
+    def out(t: Tensor) -> Tensor:
+        return t.to(loop.dtype)
+
+    kept = None
+    if halting:
+        missing = torch.zeros_like(end.survival).expand(max_iter - len(weights), *end.survival.shape)
+        kept = out(torch.cat([torch.stack(weights), missing, end.survival.unsqueeze(0)]))
+    variance = end.squares - end.steps.square()
+    return result, LoopInfo(out(end.steps), out(variance), out(end.survival), kept)
+
+
+class _Loop:
+    """One call of :func:`while_loop`."""
+
+    def __init__(
+        self, cond_fn: Any, body_fn: Any, mean: Mean, halting: bool, device: torch.device, max_iter: int,
+        checkpoint: Checkpoint | None,
+    ) -> None:  # fmt: skip
+        self.cond_fn, self.body_fn, self.mean, self.halting = cond_fn, body_fn, mean, halting
+        self.gate = mean.gate()
+        self.dtype = torch.get_default_dtype()
+        # a look waits for an accelerator: once in a stretch there
+        self.stride = 1 if device.type == "cpu" else math.isqrt(max_iter - 1) + 1
+
+    def step(self, t: int, carry: _Carry, _: None) -> tuple[_Carry, Tensor | None]:
+        before = carry.survival
+        c = self.chance(t, carry)
+        log = carry.log + torch.where(c == 0, -torch.inf, torch.where(c == 0, 1, c).log())
+        after = log.exp()
+        w = before * (1 - c)
+        totals = self.total(carry, w, self.gate(w, before, after))
+        with guarded(after == 0):
+            state = self.body_fn(carry.state)
+        check_same(state, carry.state, name_of(self.body_fn), "its state was", numbers=False)
+        # E N = sum of P(N > t), E N^2 = sum of (2 t + 1) P(N > t)
+        carry = _Carry(state, log, after, totals, carry.steps + after, carry.squares + (2 * t + 1) * after)
+        return carry, w if self.halting else None
+
+    def chance(self, t: int, carry: _Carry) -> Tensor:
+        """c_t, 0 where the loop has halted before; without derivative where it is 0: what would follow is not there."""
+        halted = carry.survival == 0
+        with guarded(halted):
+            given = weight(self.cond_fn(carry.state), f"{name_of(self.cond_fn)}(state)")
+        if t and given.shape != carry.survival.shape:
+            raise ValueError(
+                f"{name_of(self.cond_fn)} returned shape {tuple(given.shape)}, at first {tuple(carry.survival.shape)}"
+            )
+        self.dtype = given.dtype
+        c = given.to(carry.log.dtype)
+        if some(halted):
+            c = torch.where(halted, 0, c)
+        check_range(c, f"{name_of(self.cond_fn)}(state)")
+        # (below tiny 1/c would overflow; NaN goes on)
+        stop = (c < torch.finfo(c.dtype).tiny) | (carry.survival <= ROUNDING)
+        return torch.where(stop, 0, c)
+
+    def total(self, carry: _Carry, w: Tensor, scale: Tensor | None) -> list[Tensor]:
+        leaves = flatten(self.mean.read(carry.state))[0]
+        totals = carry.totals or [None] * len(leaves)
+        return [add(sum_, w, as_tensor(x, w), "the condition", scale) for sum_, x in zip(totals, leaves, strict=True)]
+
+    def finish(self, end: _Carry) -> Any:
+        """The sums with the mass that is left on the last state."""
+        leaves, spec = flatten(self.mean.read(end.state))
+        scale = self.gate(end.survival, end.survival, torch.zeros_like(end.survival))
+        sums = self.total(end, end.survival, scale)
+        dtypes = [result_dtype(x) if isinstance(x, Tensor) else self.dtype for x in leaves]
+        return unflatten([s.to(d) for s, d in zip(sums, dtypes, strict=True)], spec)
+
+    def halted(self, t: int, carry: _Carry) -> bool:
+        return t % self.stride == 0 and visible(carry.survival) and bool((carry.survival == 0).all())
+
+
+def as_tensor(leaf: Any, w: Tensor) -> Tensor:
+    if isinstance(leaf, Tensor):
+        return leaf
+    if not number(leaf):
+        raise TypeError(f"the state of a soft loop must consist of tensors and numbers, got {describe(leaf)}")
+    return torch.full((), float(leaf), dtype=w.dtype, device=w.device)
+
+
+def visible(t: Tensor) -> bool:
+    """Whether the numbers of t can be looked at, on whatever device."""
+    if torch.compiler.is_compiling() or t.device.type == "meta":
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None
+
+
+def check_residual(residual: Tensor, tol: float, on_fail: str, max_iter: int, cond_fn: Any) -> None:
+    if on_fail == "ignore" or not visible(residual) or not residual.numel():
+        return
+    worst = residual.detach().max().item()
+    if worst <= tol:
+        return
+    message = (
+        f"the loop did not halt within max_iter={max_iter} steps: mass {worst:.3g} is left, more than tol={tol:g}; "
+        f"raise max_iter, or make {name_of(cond_fn)} fall below 1 sooner (a smaller eps)"
+    )
+    if on_fail == "raise":
+        raise RuntimeError(message)
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
