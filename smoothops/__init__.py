@@ -75,6 +75,7 @@ from .control import (
     switch,
     while_loop,
 )
+from .soften import soften
 from . import losses, metrics
 from .fenchel_young import FenchelYoung
 
@@ -191,6 +192,7 @@ __all__ = [
     "LoopInfo",
     "Sqrt",
     "Binomial",
+    "soften",
     # losses and metrics
     "FenchelYoung",
     "losses",

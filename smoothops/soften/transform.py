@@ -1,0 +1,403 @@
+"""The source of a function -> the source of its run over worlds, statement by statement.
+
+Local variables become attributes of the world ``_w``, and statements go through the run ``_so``:
+
+    x = f(y)             for _w in _so.each(): _w.x = _so.call(f, _w.y)
+    if c: A else: B      for _w in _so.each(): _so.decide(c)
+                         if _so.then(): A
+                         if _so.orelse(): B
+                         _so.join()
+    while c: A           _so.loop()
+                         while _so.more():
+                             for _w in _so.each(): _so.decide(c)
+                             if not _so.stay(): break
+                             A
+                             _so.again()
+                         _so.leave(); _so.rejoin()
+
+Every new node has the place of the one that it came from, so that tracebacks show the user's lines.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from typing import Any
+
+from .calls import SOFTENED_BUILTINS
+from .names import Scope, target_names
+from .refusals import check
+
+OPERATORS: dict[type, str] = {
+    ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=", ast.Is: "is",
+    ast.IsNot: "is not", ast.In: "in", ast.NotIn: "not in", ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/",
+    ast.FloorDiv: "//", ast.Mod: "%", ast.Pow: "**", ast.MatMult: "@", ast.BitAnd: "&", ast.BitOr: "|",
+    ast.BitXor: "^", ast.LShift: "<<", ast.RShift: ">>",
+}  # fmt: skip
+# builtins that are called as they are; a statement that calls nothing else makes no choice between outcomes
+DIRECT = frozenset(
+    [
+        "len",
+        "range",
+        "enumerate",
+        "zip",
+        "reversed",
+        "isinstance",
+        "list",
+        "tuple",
+        "dict",
+        "set",
+        "str",
+        "repr",
+        "type",
+        "divmod",
+        "ord",
+        "chr",
+    ]
+)
+
+
+def transformed(function: ast.FunctionDef, filename: str, globals_: dict[str, Any]) -> ast.FunctionDef:
+    """The definition of the run, a function of ``_so``."""
+    scope = Scope(function)
+    check(function, scope, filename)
+    maker = Transformer(scope, globals_)
+    body = maker.block(function.body)
+    arguments = ast.arguments([], [ast.arg("_so")], None, [], [], None, [])
+    result = ast.FunctionDef(function.name, arguments, body or [ast.Pass()], [], None)
+    if "type_params" in ast.FunctionDef._fields:
+        result.type_params = []
+    ast.copy_location(result, function)
+    return ast.fix_missing_locations(result)
+
+
+def run_call(name: str, *args: ast.expr) -> ast.Call:
+    return ast.Call(ast.Attribute(ast.Name("_so", ast.Load()), name, ast.Load()), list(args), [])
+
+
+def thunk(body: ast.expr) -> ast.Lambda:
+    return ast.Lambda(ast.arguments([], [], None, [], [], None, []), body)
+
+
+def names(items: tuple[str, ...]) -> list[ast.expr]:
+    return [ast.Tuple([ast.Constant(name) for name in items], ast.Load())] if items else []
+
+
+class Expression(ast.NodeTransformer):
+    """Rewrites the expressions of one world."""
+
+    def __init__(self, scope: Scope, globals_: dict[str, Any]) -> None:
+        self.scope, self.globals = scope, globals_
+        self.shadows: list[set[str]] = []
+        self.choices = False  # whether the expression may have several outcomes
+
+    def visit(self, node: ast.AST) -> Any:
+        new = super().visit(node)
+        if isinstance(new, ast.expr) and isinstance(node, ast.expr):
+            ast.copy_location(new, node)
+        return new
+
+    def local(self, name: str) -> bool:
+        return name in self.scope.locals and not any(name in shadow for shadow in self.shadows)
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if not self.local(node.id):
+            return node
+        return ast.Attribute(ast.Name("_w", ast.Load()), node.id, node.ctx)
+
+    def visit_Compare(self, node: ast.Compare) -> ast.expr:
+        operands = [self.visit(node.left), *(self.visit(c) for c in node.comparators)]
+        if all(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
+            return ast.Compare(operands[0], node.ops, operands[1:])
+        args = [operands[0], ast.Constant(OPERATORS[type(node.ops[0])]), operands[1]]
+        for op, operand in zip(node.ops[1:], operands[2:], strict=True):
+            args += [ast.Constant(OPERATORS[type(op)]), thunk(operand)]
+        return run_call("compare", *args)
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
+        first, *rest = (self.visit(value) for value in node.values)
+        return run_call("and_" if isinstance(node.op, ast.And) else "or_", first, *map(thunk, rest))
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
+        operand = self.visit(node.operand)
+        return run_call("not_", operand) if isinstance(node.op, ast.Not) else ast.UnaryOp(node.op, operand)
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
+        self.choices = True
+        return run_call("ifexp", self.visit(node.test), thunk(self.visit(node.body)), thunk(self.visit(node.orelse)))
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        function = self.visit(node.func)
+        args = [self.visit(arg) for arg in node.args]
+        keywords = [ast.keyword(k.arg, self.visit(k.value)) for k in node.keywords]
+        plain = isinstance(node.func, ast.Name) and self.builtin(node.func.id)
+        if plain and node.func.id in DIRECT:
+            return ast.Call(function, args, keywords)
+        if not (plain and node.func.id in SOFTENED_BUILTINS):
+            self.choices = True
+        call = run_call("call", function, *args)
+        call.keywords = keywords
+        return call
+
+    def builtin(self, name: str) -> bool:
+        return not self.local(name) and name not in self.globals and hasattr(builtins, name)
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        value, index = self.visit(node.value), self.visit(node.slice)
+        if not isinstance(node.ctx, ast.Load) or isinstance(index, ast.Slice | ast.Constant):
+            return ast.Subscript(value, index, node.ctx)
+        return run_call("getitem", value, as_value(index))
+
+    def visit_NamedExpr(self, node: ast.NamedExpr) -> ast.expr:
+        return run_call("let", ast.Constant(node.target.id), self.visit(node.value))
+
+    def visit_Lambda(self, node: ast.Lambda) -> ast.expr:
+        arguments = node.args
+        bound = {a.arg for a in ast.walk(arguments) if isinstance(a, ast.arg)}
+        defaults = [self.visit(d) for d in arguments.defaults]
+        self.shadows.append(bound)
+        body = self.visit(node.body)
+        self.shadows.pop()
+        new = ast.arguments(
+            arguments.posonlyargs, arguments.args, arguments.vararg, arguments.kwonlyargs, arguments.kw_defaults,
+            arguments.kwarg, defaults,
+        )  # fmt: skip
+        return ast.Lambda(new, body)
+
+    def comprehension(self, node: Any) -> Any:
+        generators = []
+        for generator in node.generators:
+            source = self.visit(generator.iter)  # the first one is outside of the scope of the rest
+            self.shadows.append(target_names(generator.target))
+            tests = [ast.copy_location(run_call("test", self.visit(test)), test) for test in generator.ifs]
+            generators.append(ast.comprehension(generator.target, source, tests, 0))
+        parts = [self.visit(getattr(node, f)) for f in ("elt", "key", "value") if hasattr(node, f)]
+        del self.shadows[len(self.shadows) - len(node.generators) :]
+        return type(node)(*parts, generators)
+
+    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = comprehension
+
+
+def as_value(index: ast.expr) -> ast.expr:
+    """An index as an expression of its own: slices inside of a tuple have no syntax there."""
+    if isinstance(index, ast.Slice):
+        ends = [end or ast.Constant(None) for end in (index.lower, index.upper, index.step)]
+        return ast.copy_location(ast.Call(ast.Name("slice", ast.Load()), ends, []), index)
+    if isinstance(index, ast.Tuple):
+        return ast.copy_location(ast.Tuple([as_value(item) for item in index.elts], ast.Load()), index)
+    return index
+
+
+class Transformer:
+    """Rewrites statements."""
+
+    def __init__(self, scope: Scope, globals_: dict[str, Any]) -> None:
+        self.scope, self.globals, self.count = scope, globals_, 0
+
+    def expression(self, node: ast.expr) -> tuple[Any, bool]:
+        maker = Expression(self.scope, self.globals)
+        return maker.visit(node), maker.choices
+
+    def block(self, statements: list[ast.stmt]) -> list[ast.stmt]:
+        """Statements in order; neighbours without control flow or choices go through the worlds together."""
+        result: list[ast.stmt] = []
+        together: ast.For | None = None
+        for statement in statements:
+            simple = self.simple(statement)
+            if simple is None:
+                together = None
+                new = getattr(self, f"{type(statement).__name__.lower()}_")(statement)
+            else:
+                lines, choices = simple
+                if together is not None and not choices:
+                    together.body += placed(lines, statement)
+                    continue
+                loop = each(lines)
+                new, together = [loop], None if choices else loop
+            result += placed(new, statement)
+        return result
+
+    # --- statements of one world --------------------------------------------------------------------------------------
+
+    def simple(self, node: ast.stmt) -> tuple[list[ast.stmt], bool] | None:
+        """What a statement without control flow does in one world, and whether it may make a choice."""
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.IfExp):
+            return None  # as an if statement: what is discrete keeps its worlds apart
+        if isinstance(node, ast.Assign):
+            value, choices = self.expression(node.value)
+            if len(node.targets) == 1:
+                lines, more = self.assignment(node.targets[0], value)
+                return lines, choices or more
+            kept = self.temporary()
+            lines = [ast.Assign([store(kept)], value)]
+            for target in node.targets:
+                new, more = self.assignment(target, load(kept))
+                lines, choices = lines + new, choices or more
+            return lines, choices
+        if isinstance(node, ast.AnnAssign):
+            if node.value is None:
+                return [ast.Pass()], False
+            return self.simple(ast.copy_location(ast.Assign([node.target], node.value), node))
+        if isinstance(node, ast.AugAssign):
+            return self.augmented(node)
+        if isinstance(node, ast.Expr):
+            if isinstance(node.value, ast.Constant):
+                return [ast.Pass()], False
+            value, choices = self.expression(node.value)
+            return [ast.Expr(value)], choices
+        if isinstance(node, ast.Assert):
+            test, choices = self.expression(node.test)
+            message = self.expression(node.msg)[0] if node.msg else None
+            return [ast.Assert(run_call("require", test), message)], choices
+        if isinstance(node, ast.Delete | ast.Raise):
+            maker = Expression(self.scope, self.globals)
+            return [maker.generic_visit(node)], maker.choices  # type: ignore[list-item]
+        return ([node], False) if isinstance(node, ast.Pass) else None
+
+    def temporary(self) -> str:
+        self.count += 1
+        return f"_so_{self.count}"
+
+    def assignment(self, target: ast.expr, value: ast.expr) -> tuple[list[ast.stmt], bool]:
+        if isinstance(target, ast.Subscript):
+            root, path, choices = self.path(target)
+            return [ast.Expr(run_call("setitem", value, root, *path))], choices
+        if not any(isinstance(node, ast.Subscript) for node in ast.walk(target)):
+            new, choices = self.expression(target)
+            return [ast.Assign([new], value)], choices
+        # all targets by way of temporaries, then one after the other, as Python does
+        lines: list[ast.stmt] = []
+        later: list[ast.stmt] = []
+        choices = False
+        items = []
+        for item in target.elts:  # type: ignore[attr-defined]
+            starred = isinstance(item, ast.Starred)
+            kept = self.temporary()
+            items.append(ast.Starred(store(kept), ast.Store()) if starred else store(kept))
+            new, more = self.assignment(item.value if starred else item, load(kept))
+            later, choices = later + new, choices or more
+        lines.append(ast.Assign([ast.Tuple(items, ast.Store())], value))
+        return lines + later, choices
+
+    def path(self, target: ast.expr) -> tuple[ast.expr, list[ast.expr], bool]:
+        """root[a][b] as root and (a, b)."""
+        if not isinstance(target, ast.Subscript):
+            root, choices = self.expression(target)
+            return root, [], choices
+        root, path, choices = self.path(target.value)
+        index, more = self.expression(target.slice)
+        return root, [*path, as_value(index)], choices or more
+
+    def augmented(self, node: ast.AugAssign) -> tuple[list[ast.stmt], bool]:
+        value, choices = self.expression(node.value)
+        op = ast.Constant(OPERATORS[type(node.op)])
+        if isinstance(node.target, ast.Name):
+            there, here = self.expression(node.target)[0], self.expression(ast.Name(node.target.id, ast.Load()))[0]
+            return [ast.Assign([there], run_call("update", op, here, value))], choices
+        root, path, more = self.path(node.target)
+        kept = [self.temporary() for _ in range(len(path) + 1)]
+        lines: list[ast.stmt] = [
+            ast.Assign([store(name)], part) for name, part in zip(kept, [root, *path], strict=True)
+        ]
+        current = load(kept[0])
+        for name in kept[1:]:
+            current = run_call("getitem", current, load(name))
+        new = run_call("update", op, current, value)
+        return [*lines, ast.Expr(run_call("setitem", new, *(load(name) for name in kept)))], choices or more
+
+    # --- control flow -------------------------------------------------------------------------------------------------
+
+    def assign_(self, node: ast.Assign) -> list[ast.stmt]:
+        assert isinstance(node.value, ast.IfExp)
+        both = [
+            placed([ast.Assign(node.targets, value)], node, inside=True)
+            for value in (node.value.body, node.value.orelse)
+        ]
+        return self.if_(placed([ast.If(node.value.test, *both)], node)[0], plain=True)  # type: ignore[arg-type]
+
+    def annassign_(self, node: ast.AnnAssign) -> list[ast.stmt]:
+        assert node.value is not None
+        return self.assign_(ast.copy_location(ast.Assign([node.target], node.value), node))
+
+    def if_(self, node: ast.If, plain: bool = False) -> list[ast.stmt]:
+        result = [
+            each([ast.Expr(run_call("decide", self.expression(node.test)[0]))]),
+            ast.If(run_call("then"), self.block(node.body), []),
+        ]
+        if node.orelse:
+            result.append(ast.If(run_call("orelse"), self.block(node.orelse), []))
+        dead = () if plain else self.scope.dead_after(node)
+        return [*placed(result, node.test), statement("join", *names(dead))]
+
+    def while_(self, node: ast.While) -> list[ast.stmt]:
+        endless = isinstance(node.test, ast.Constant) and bool(node.test.value)
+        test = each([ast.Expr(run_call("decide", self.expression(node.test)[0]))])
+        stop = ast.If(ast.UnaryOp(ast.Not(), run_call("stay")), [ast.Break()], [])
+        body = [test, stop, *self.block(node.body), statement("again", *names(self.scope.dead_before(node)))]
+        more = run_call("more", *([ast.Constant(True)] if endless else []))
+        return [statement("loop"), ast.While(more, body, []), *self.behind(node, "")]
+
+    def for_(self, node: ast.For) -> list[ast.stmt]:
+        self.count += 1
+        key = f"<loop {self.count}>"
+        begin = each([ast.Expr(run_call("iterate", ast.Constant(key), self.expression(node.iter)[0]))])
+        lines, _ = self.assignment(node.target, run_call("item", ast.Constant(key)))
+        body = [each(lines), *self.block(node.body), statement("again", *names(self.scope.dead_before(node)))]
+        return [
+            begin,
+            statement("loop"),
+            ast.While(run_call("next", ast.Constant(key)), body, []),
+            *self.behind(node, key),
+        ]
+
+    def behind(self, node: ast.While | ast.For, key: str) -> list[ast.stmt]:
+        leave = statement("leave", *([ast.Constant(key)] if key else []))
+        return [leave, *self.block(node.orelse), statement("rejoin", *names(self.scope.dead_after(node)))]
+
+    def break_(self, node: ast.Break) -> list[ast.stmt]:
+        return [statement("break_")]
+
+    def continue_(self, node: ast.Continue) -> list[ast.stmt]:
+        return [statement("continue_")]
+
+    def return_(self, node: ast.Return) -> list[ast.stmt]:
+        value = node.value or ast.Constant(None)
+        if isinstance(value, ast.IfExp):
+            both = [placed([ast.Return(part)], node, inside=True) for part in (value.body, value.orelse)]
+            return self.if_(placed([ast.If(value.test, *both)], node)[0], plain=True)  # type: ignore[arg-type]
+        return [each([ast.Expr(run_call("give", self.expression(value)[0]))]), statement("return_")]
+
+    def with_(self, node: ast.With) -> list[ast.stmt]:
+        """A block under a context, for example torch.no_grad(): the same context for all worlds."""
+        items = [ast.withitem(self.expression(item.context_expr)[0], None) for item in node.items]
+        return [ast.With(items, self.block(node.body))]
+
+    def import_(self, node: ast.stmt) -> list[ast.stmt]:
+        return [node]
+
+    importfrom_ = import_
+
+
+def load(name: str) -> ast.Name:
+    return ast.Name(name, ast.Load())
+
+
+def store(name: str) -> ast.Name:
+    return ast.Name(name, ast.Store())
+
+
+def each(lines: list[ast.stmt]) -> ast.For:
+    return ast.For(store("_w"), run_call("each"), lines, [])
+
+
+def statement(name: str, *args: ast.expr) -> ast.Expr:
+    return ast.Expr(run_call(name, *args))
+
+
+def placed(statements: list[ast.stmt], where: ast.AST, *, inside: bool = False) -> list[ast.stmt]:
+    """The statements at the place of a node, where they have none."""
+    for new in statements:
+        for child in ast.walk(new):
+            if isinstance(child, ast.expr | ast.stmt | ast.keyword | ast.arg) and not hasattr(child, "lineno"):
+                ast.copy_location(child, where)
+    return statements

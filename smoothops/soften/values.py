@@ -1,0 +1,104 @@
+"""Soft booleans, and what counts as a soft number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._axes import concrete, floating_dtype, wide_dtype
+from ..comparisons import ne
+from ..smoothing import SmoothingLike
+
+
+def soft(x: Any) -> bool:
+    """Whether x is a number with gradient: a floating-point tensor or a soft boolean."""
+    return isinstance(x, SoftBool) or (isinstance(x, Tensor) and x.is_floating_point())
+
+
+def wide(x: Any) -> Any:
+    return x.to(wide_dtype(x.device)) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+class SoftBool:
+    """The truth of a comparison of tensors: true with probability p, in float64, and the number p in arithmetic."""
+
+    __slots__ = ("dtype", "p")
+
+    def __init__(self, p: Tensor, dtype: torch.dtype) -> None:
+        self.p, self.dtype = p, dtype
+
+    @property
+    def number(self) -> Tensor:
+        return self.p.to(self.dtype)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.p.shape
+
+    def certain(self, value: bool) -> bool:
+        """Whether it is ``value`` for sure, in every row."""
+        return concrete(self.p) and bool((self.p == float(value)).all())
+
+    def __bool__(self) -> bool:
+        for value in (True, False):
+            if self.certain(value):
+                return value
+        raise TypeError(
+            f"a soft boolean of probability {self.p.detach()} is neither true nor false; use it in if, while, and, or, "
+            "not of a softened function, or as a number"
+        )
+
+    def __repr__(self) -> str:
+        return f"SoftBool({self.number})"
+
+    @classmethod
+    def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return func(*number(args), **number(kwargs or {}))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.number, name)
+
+
+def number(x: Any) -> Any:
+    """x with the numbers of its soft booleans."""
+    if isinstance(x, SoftBool):
+        return x.number
+    if type(x) in (list, tuple):
+        return type(x)(number(item) for item in x)
+    return {key: number(item) for key, item in x.items()} if type(x) is dict else x
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    def operator(self: SoftBool, *others: Any) -> Any:
+        return getattr(self.number, name)(*number(list(others)))
+
+    return operator
+
+
+for _name in ("add", "sub", "mul", "truediv", "pow"):
+    for _side in ("", "r"):
+        setattr(SoftBool, f"__{_side}{_name}__", _operator(f"__{_side}{_name}__"))
+for _name in ("neg", "pos", "abs"):
+    setattr(SoftBool, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+def truth(x: Any, smoothing: SmoothingLike) -> Any:
+    """The truth of x: a soft boolean where x is soft or a batch of booleans, else a bool."""
+    if isinstance(x, SoftBool):
+        return x
+    if not isinstance(x, Tensor):
+        return bool(x)
+    if x.is_floating_point():
+        return SoftBool(ne(wide(x), 0.0, smoothing=smoothing), x.dtype)
+    if x.numel() == 1 and concrete(x):
+        return bool(x)
+    return SoftBool((x != 0).to(wide_dtype(x.device)), torch.get_default_dtype())
+
+
+def result_of(values: Sequence[Any]) -> torch.dtype:
+    return floating_dtype(*values)
