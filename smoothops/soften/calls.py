@@ -22,51 +22,20 @@ if TYPE_CHECKING:
 
 Rule = Callable[["Expressions", tuple, dict], Any]
 MUTATORS = frozenset(
-    [
-        "append",
-        "extend",
-        "insert",
-        "pop",
-        "remove",
-        "clear",
-        "sort",
-        "reverse",
-        "update",
-        "setdefault",
-        "popitem",
-        "add",
-        "discard",
-        "appendleft",
-        "popleft",
-        "extendleft",
-        "rotate",
-    ]
-)
+    (
+        "append", "extend", "insert", "pop", "remove", "clear", "sort", "reverse", "update", "setdefault", "popitem",
+        "add", "discard", "appendleft", "popleft", "extendleft", "rotate",
+    )
+)  # fmt: skip
 LEAVES = frozenset(("item", "tolist", "numpy", "__float__", "__int__", "__bool__"))
 EFFECTS = (builtins.print, builtins.input, builtins.open, builtins.exec, builtins.eval)
 ELEMENTARY = {
     getattr(math, name): getattr(torch, name)
-    for name in [
-        "sqrt",
-        "exp",
-        "log",
-        "sin",
-        "cos",
-        "tan",
-        "asin",
-        "acos",
-        "atan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "atan2",
-        "hypot",
-        "log1p",
-        "expm1",
-        "log2",
-        "log10",
-    ]
-} | {math.fabs: torch.abs, math.pow: torch.pow}
+    for name in (
+        "sqrt", "exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "atan2", "hypot",
+        "log1p", "expm1", "log2", "log10",
+    )
+} | {math.fabs: torch.abs, math.pow: torch.pow}  # fmt: skip
 
 
 def call(run: Expressions, f: Any, args: tuple, kwargs: dict) -> Any:

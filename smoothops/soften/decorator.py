@@ -16,7 +16,7 @@ from ..regularizers import Entropy
 from ..smoothing import Hard, SmoothingLike, as_smoothing
 from .errors import GENERATED, SoftenError, cannot
 from .frames import Frame, copied, mapped
-from .merging import Mean, merged
+from .merging import merged
 from .runtime import Run
 from .transform import transformed
 from .values import SoftBool
@@ -90,9 +90,7 @@ class Softened:
         return mapped(results[0].value, plain)
 
     def _several(self, results: list[Frame]) -> str:
-        shown = [
-            f"{describe(w.value)} with weight {float(torch.as_tensor(w._so_mass or 0).max()):.3g}" for w in results
-        ]
+        shown = [f"{describe(w.value)} with weight {heaviest(w._so_mass):.3g}" for w in results]
         return (
             f"{self!r} returns values that have no mean: {', '.join(shown[:4])}{', ...' if len(shown) > 4 else ''}; "
             "return numbers or tensors of one structure, or read all of them with .worlds(...)"
@@ -159,11 +157,8 @@ def compiled(function: Callable[..., Any]) -> tuple[Callable[[Run], None], str, 
     node.decorator_list = []
     new = transformed(node, code.co_filename, function.__globals__)
     free = code.co_freevars
-    outer = ast.FunctionDef(
-        "_so_outer", ast.arguments([], [ast.arg(n) for n in free], None, [], [], None, []), [new], []
-    )
-    if "type_params" in ast.FunctionDef._fields:
-        outer.type_params = []
+    arguments = ast.arguments([], [ast.arg(n) for n in free], None, [], [], None, [])
+    outer = with_type_parameters(ast.FunctionDef("_so_outer", arguments, [new], []))
     module = ast.Module([ast.fix_missing_locations(ast.copy_location(outer, node))], [])
     made = code_of(code_of(compile(module, code.co_filename, "exec"), "_so_outer"), node.name)
     GENERATED.add(made)
@@ -200,7 +195,7 @@ def soften(
 
     Returns: the function, on copies of its arguments; ``.hard(...)`` runs it under Hard(), ``.worlds(...)`` returns
     the outcomes apart, ``.source`` is the generated code. Raises: SoftenError, a ValueError, by line and reason.
-    Complexity: each statement once for each world. Source: Petersen et al. 2021, "Learning with algorithmic supervision".
+    Complexity: each statement once a world. Source: Petersen et al. 2021, "Learning with algorithmic supervision".
 
     Example:
         >>> @so.soften(smoothing=so.Quadratic(1.0))
@@ -216,6 +211,3 @@ def soften(
     if function is None:
         return lambda f: Softened(f, smoothing, max_iter, max_worlds)
     return Softened(function, smoothing, max_iter, max_worlds)
-
-
-__all__ = ["Mean", "Softened", "soften"]

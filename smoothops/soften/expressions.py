@@ -1,4 +1,4 @@
-"""Expressions of one world: comparisons, logic and conditional expressions on what is soft, Python's own on the rest."""
+"""Expressions of one world: comparisons, logic and conditional expressions, soft on what is soft, else Python's own."""
 
 from __future__ import annotations
 

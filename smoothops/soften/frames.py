@@ -47,7 +47,8 @@ def copied(x: Any, memo: dict[int, Any]) -> Any:
         return memo[id(x)]
     kind = type(x)
     if kind is list:
-        memo[id(x)] = new = []
+        new: list[Any] = []
+        memo[id(x)] = new
         new.extend(item if isinstance(item, ATOMS) else copied(item, memo) for item in x)
         return new
     if isinstance(x, dict):

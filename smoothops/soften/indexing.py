@@ -68,7 +68,8 @@ def assign(frame: Frame, value: Any, root: Any, path: Sequence[Any]) -> None:
         raise cannot(f"assignment to an item of a {type(x).__name__}, which cannot be copied; use a list or dict")
     if soft(index):
         weights = soft_index(x, index)
-        x[:] = [v + w * (value - v) for v, w in zip(x, weights.unbind(0), strict=True)]
+        for i, w in enumerate(weights.unbind(0)):
+            x[i] = x[i] + w * (value - x[i])
     else:
         x[index] = value
 

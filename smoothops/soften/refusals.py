@@ -80,9 +80,7 @@ def call_reason(node: ast.Call, scope: Scope) -> str | None:
     f = node.func
     if isinstance(f, ast.Name) and f.id in FORBIDDEN and f.id not in scope.locals:
         return FORBIDDEN[f.id]
-    from .calls import MUTATORS
-
-    if isinstance(f, ast.Attribute) and f.attr in MUTATORS and isinstance(f.value, ast.Name):
-        if f.value.id not in scope.locals and f.attr in ("append", "extend", "insert", "pop", "clear", "setdefault"):
+    if isinstance(f, ast.Attribute) and isinstance(f.value, ast.Name) and f.value.id not in scope.locals:  # noqa: SIM102
+        if f.attr in ("append", "extend", "insert", "pop", "clear", "setdefault"):
             return f"{f.value.id}.{f.attr}() changes what is no local variable; pass it as an argument and return it"
     return None

@@ -137,17 +137,19 @@ class Run(Expressions):
 
     def fork(self, frame: Frame, value: SoftBool, yes: list[Frame], no: list[Frame]) -> None:
         p = value.p.reshape(()) if value.p.numel() == 1 else value.p
+        for chance, to in ((1 - p, yes), (p, no)):
+            if negligible(carried(1.0, chance)):  # the other side is certain
+                to.append(frame)
+                return
         masses = carried(frame._so_mass, p), carried(frame._so_mass, 1 - p)
-        if negligible(masses[1]):
-            yes.append(frame)
-        elif negligible(masses[0]):
-            no.append(frame)
-        else:
-            other = frame.fork()
-            weight = frame._so_weight
-            for side, factor, mass, to in zip((frame, other), sides(p, value.dtype), masses, (yes, no), strict=True):
-                side._so_weight, side._so_mass = (*weight, factor), mass
-                to.append(side)
+        weight = frame._so_weight
+        taken = [
+            (f, m, to) for f, m, to in zip(sides(p, value.dtype), masses, (yes, no), strict=True) if not negligible(m)
+        ]
+        worlds = [frame, *(frame.fork() for _ in taken[1:])]
+        for world, (factor, mass, to) in zip(worlds, taken, strict=False):
+            world._so_weight, world._so_mass = (*weight, factor), mass
+            to.append(world)
 
     def then(self) -> bool:
         yes, no, was_soft = self.split()

@@ -36,25 +36,11 @@ OPERATORS: dict[type, str] = {
 }  # fmt: skip
 # builtins that are called as they are; a statement that calls nothing else makes no choice between outcomes
 DIRECT = frozenset(
-    [
-        "len",
-        "range",
-        "enumerate",
-        "zip",
-        "reversed",
-        "isinstance",
-        "list",
-        "tuple",
-        "dict",
-        "set",
-        "str",
-        "repr",
-        "type",
-        "divmod",
-        "ord",
-        "chr",
-    ]
-)
+    (
+        "len", "range", "enumerate", "zip", "reversed", "isinstance", "list", "tuple", "dict", "set", "str", "repr",
+        "type", "divmod", "ord", "chr",
+    )
+)  # fmt: skip
 
 
 def transformed(function: ast.FunctionDef, filename: str, globals_: dict[str, Any]) -> ast.FunctionDef:
@@ -65,10 +51,14 @@ def transformed(function: ast.FunctionDef, filename: str, globals_: dict[str, An
     body = maker.block(function.body)
     arguments = ast.arguments([], [ast.arg("_so")], None, [], [], None, [])
     result = ast.FunctionDef(function.name, arguments, body or [ast.Pass()], [], None)
+    return ast.fix_missing_locations(ast.copy_location(with_type_parameters(result), function))
+
+
+def with_type_parameters(node: ast.FunctionDef) -> ast.FunctionDef:
+    """A definition made by hand lacks the field that Python 3.12 added."""
     if "type_params" in ast.FunctionDef._fields:
-        result.type_params = []
-    ast.copy_location(result, function)
-    return ast.fix_missing_locations(result)
+        setattr(node, "type_params", [])  # noqa: B010
+    return node
 
 
 def run_call(name: str, *args: ast.expr) -> ast.Call:
@@ -130,11 +120,10 @@ class Expression(ast.NodeTransformer):
         function = self.visit(node.func)
         args = [self.visit(arg) for arg in node.args]
         keywords = [ast.keyword(k.arg, self.visit(k.value)) for k in node.keywords]
-        plain = isinstance(node.func, ast.Name) and self.builtin(node.func.id)
-        if plain and node.func.id in DIRECT:
+        name = node.func.id if isinstance(node.func, ast.Name) and self.builtin(node.func.id) else ""
+        if name in DIRECT:
             return ast.Call(function, args, keywords)
-        if not (plain and node.func.id in SOFTENED_BUILTINS):
-            self.choices = True
+        self.choices |= name not in SOFTENED_BUILTINS
         call = run_call("call", function, *args)
         call.keywords = keywords
         return call
@@ -169,7 +158,9 @@ class Expression(ast.NodeTransformer):
         for generator in node.generators:
             source = self.visit(generator.iter)  # the first one is outside of the scope of the rest
             self.shadows.append(target_names(generator.target))
-            tests = [ast.copy_location(run_call("test", self.visit(test)), test) for test in generator.ifs]
+            tests: list[ast.expr] = [
+                ast.copy_location(run_call("test", self.visit(test)), test) for test in generator.ifs
+            ]
             generators.append(ast.comprehension(generator.target, source, tests, 0))
         parts = [self.visit(getattr(node, f)) for f in ("elt", "key", "value") if hasattr(node, f)]
         del self.shadows[len(self.shadows) - len(node.generators) :]
@@ -269,7 +260,7 @@ class Transformer:
         lines: list[ast.stmt] = []
         later: list[ast.stmt] = []
         choices = False
-        items = []
+        items: list[ast.expr] = []
         for item in target.elts:  # type: ignore[attr-defined]
             starred = isinstance(item, ast.Starred)
             kept = self.temporary()
@@ -299,7 +290,7 @@ class Transformer:
         lines: list[ast.stmt] = [
             ast.Assign([store(name)], part) for name, part in zip(kept, [root, *path], strict=True)
         ]
-        current = load(kept[0])
+        current: ast.expr = load(kept[0])
         for name in kept[1:]:
             current = run_call("getitem", current, load(name))
         new = run_call("update", op, current, value)
@@ -309,10 +300,7 @@ class Transformer:
 
     def assign_(self, node: ast.Assign) -> list[ast.stmt]:
         assert isinstance(node.value, ast.IfExp)
-        both = [
-            placed([ast.Assign(node.targets, value)], node, inside=True)
-            for value in (node.value.body, node.value.orelse)
-        ]
+        both = [placed([ast.Assign(node.targets, value)], node) for value in (node.value.body, node.value.orelse)]
         return self.if_(placed([ast.If(node.value.test, *both)], node)[0], plain=True)  # type: ignore[arg-type]
 
     def annassign_(self, node: ast.AnnAssign) -> list[ast.stmt]:
@@ -363,7 +351,7 @@ class Transformer:
     def return_(self, node: ast.Return) -> list[ast.stmt]:
         value = node.value or ast.Constant(None)
         if isinstance(value, ast.IfExp):
-            both = [placed([ast.Return(part)], node, inside=True) for part in (value.body, value.orelse)]
+            both = [placed([ast.Return(part)], node) for part in (value.body, value.orelse)]
             return self.if_(placed([ast.If(value.test, *both)], node)[0], plain=True)  # type: ignore[arg-type]
         return [each([ast.Expr(run_call("give", self.expression(value)[0]))]), statement("return_")]
 
@@ -394,7 +382,7 @@ def statement(name: str, *args: ast.expr) -> ast.Expr:
     return ast.Expr(run_call(name, *args))
 
 
-def placed(statements: list[ast.stmt], where: ast.AST, *, inside: bool = False) -> list[ast.stmt]:
+def placed(statements: list[ast.stmt], where: ast.AST) -> list[ast.stmt]:
     """The statements at the place of a node, where they have none."""
     for new in statements:
         for child in ast.walk(new):
