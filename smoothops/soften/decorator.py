@@ -18,9 +18,9 @@ from .errors import GENERATED, SoftenError, cannot
 from .frames import Frame, copied, mapped
 from .merging import merged
 from .runtime import Run
-from .transform import transformed
+from .transform import transformed, with_type_parameters
 from .values import SoftBool
-from .weights import Weight, product
+from .weights import Weight, heaviest, product
 
 DEPTH = 60  # of softened functions that call each other: a soft recursion ends only where its weight does
 
@@ -156,11 +156,13 @@ def compiled(function: Callable[..., Any]) -> tuple[Callable[[Run], None], str, 
     ast.increment_lineno(node, first - 1 - indented)
     node.decorator_list = []
     new = transformed(node, code.co_filename, function.__globals__)
+    text, new.name = ast.unparse(new), "_so_run"  # a recursive function must find itself outside
     free = code.co_freevars
     arguments = ast.arguments([], [ast.arg(n) for n in free], None, [], [], None, [])
     outer = with_type_parameters(ast.FunctionDef("_so_outer", arguments, [new], []))
     module = ast.Module([ast.fix_missing_locations(ast.copy_location(outer, node))], [])
-    made = code_of(code_of(compile(module, code.co_filename, "exec"), "_so_outer"), node.name)
+    made = code_of(code_of(compile(module, code.co_filename, "exec"), "_so_outer"), new.name)
+    made = made.replace(co_name=code.co_name, co_qualname=code.co_qualname)
     GENERATED.add(made)
     cells = dict(zip(free, function.__closure__ or (), strict=True))
     run = types.FunctionType(
@@ -169,7 +171,7 @@ def compiled(function: Callable[..., Any]) -> tuple[Callable[[Run], None], str, 
     writes = any(isinstance(n, ast.AugAssign) for n in ast.walk(node)) or any(
         isinstance(n, ast.Subscript) and not isinstance(n.ctx, ast.Load) for n in ast.walk(node)
     )
-    return run, ast.unparse(new), writes
+    return run, text, writes
 
 
 def code_of(code: types.CodeType, name: str) -> types.CodeType:
