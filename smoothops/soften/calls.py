@@ -52,7 +52,7 @@ def call(run: Expressions, f: Any, args: tuple, kwargs: dict) -> Any:
         rule = None
     if rule is not None:
         return rule(run, args, kwargs)
-    if f in EFFECTS and (len(run.frame._so_weight) > 0):
+    if f in EFFECTS and (run.partial or run.frame._so_weight):
         raise cannot(f"{f.__name__} cannot be softened: this line has a weight below 1; move it out of soft branches")
     if f in ELEMENTARY and any(map(soft, args)):
         given = [torch.as_tensor(v) for v in number(args)]

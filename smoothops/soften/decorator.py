@@ -15,14 +15,16 @@ import torch
 from ..regularizers import Entropy
 from ..smoothing import Hard, SmoothingLike, as_smoothing
 from .errors import GENERATED, SoftenError, cannot
+from .expressions import Expressions
 from .frames import Frame, copied, mapped
 from .merging import merged
-from .runtime import Run
+from .purity import Purity
+from .runtime import Options, Run
 from .transform import transformed, with_type_parameters
 from .values import SoftBool
 from .weights import Weight, heaviest, product
 
-DEPTH = 60  # of softened functions that call each other: a soft recursion ends only where its weight does
+DEPTH = 80  # of softened functions that call each other: a soft recursion ends only where its weight does
 
 
 class Softened:
@@ -33,6 +35,7 @@ class Softened:
         self._smoothing, self._max_iter, self._max_worlds = smoothing, max_iter, max_worlds
         self._signature = inspect.signature(function)
         self._run, self.source, self._aliases = compiled(function)
+        self._purity = Purity(function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._value(self._smoothing, args, kwargs)
@@ -50,19 +53,21 @@ class Softened:
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else Bound(self, instance)
 
+    def __reduce__(self) -> str:
+        return self.__qualname__  # type: ignore[attr-defined]
+
     def __repr__(self) -> str:
         return f"<softened {self.__qualname__}>"  # type: ignore[attr-defined]
 
     # --- running ------------------------------------------------------------------------------------------------------
 
-    def _start(self, smoothing: SmoothingLike, args: tuple, kwargs: dict, depth: int) -> Run:
+    def _results(
+        self, smoothing: SmoothingLike, args: tuple, kwargs: dict, caller: Expressions | None = None
+    ) -> list[Frame]:
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        frame = Frame(copied(dict(bound.arguments), {}))
-        return Run(frame, smoothing, self._max_iter, self._max_worlds, self._aliases, depth)
-
-    def _results(self, smoothing: SmoothingLike, args: tuple, kwargs: dict, depth: int = 0) -> list[Frame]:
-        run = self._start(smoothing, args, kwargs, depth)
+        options = Options(smoothing, self._max_iter, self._max_worlds, self._aliases)
+        run = Run(copied(dict(bound.arguments), {}), options, caller)
         try:
             self._run(run)
         except Exception as error:
@@ -81,6 +86,11 @@ class Softened:
         return results
 
     def _value(self, smoothing: SmoothingLike, args: tuple, kwargs: dict) -> Any:
+        if torch.compiler.is_compiling():
+            raise RuntimeError(f"{self!r} looks at its weights, which torch.compile cannot trace; use so.cond")
+        if self._purity.holds((args, kwargs)):
+            given, named = copied((args, kwargs), {})
+            return self.__wrapped__(*given, **named)  # type: ignore[attr-defined]
         results = self._results(smoothing, args, kwargs)
         if len(results) > 1:
             apart = results
@@ -96,14 +106,14 @@ class Softened:
             "return numbers or tensors of one structure, or read all of them with .worlds(...)"
         )
 
-    def _so_outcomes(self, caller: Any, args: tuple, kwargs: dict) -> list[tuple[Weight, Any]]:
+    def _so_outcomes(self, caller: Expressions, args: tuple, kwargs: dict) -> list[tuple[Weight, Any]]:
         """What a call from another softened function may give, with weights."""
         if caller.depth >= DEPTH:
             raise cannot(
                 f"softened functions are {DEPTH} calls deep: the recursion does not end as long as its weight is "
                 "positive; write a loop, or use Quadratic smoothing, whose weights reach 0"
             )
-        results = self._results(caller.smoothing, args, kwargs, caller.depth + 1)
+        results = self._results(caller.smoothing, args, kwargs, caller)
         return [(w._so_weight, w.value) for w in results]
 
 
@@ -123,7 +133,7 @@ class Bound:
     def worlds(self, *args: Any, **kwargs: Any) -> list[tuple[Any, Any]]:
         return self._softened.worlds(self._instance, *args, **kwargs)
 
-    def _so_outcomes(self, caller: Any, args: tuple, kwargs: dict) -> list[tuple[Weight, Any]]:
+    def _so_outcomes(self, caller: Expressions, args: tuple, kwargs: dict) -> list[tuple[Weight, Any]]:
         return self._softened._so_outcomes(caller, (self._instance, *args), kwargs)
 
 

@@ -51,6 +51,7 @@ class Expressions:
     smoothing: SmoothingLike
     frame: Frame
     depth: int
+    partial: bool  # whether the calling world has a weight below 1
     changed: bool
 
     def choose(self, outcomes: Sequence[tuple[Weight, Any]]) -> Any:
@@ -196,6 +197,12 @@ class Expressions:
     # --- the rest -----------------------------------------------------------------------------------------------------
 
     def call(self, f: Any, *args: Any, **kwargs: Any) -> Any:
+        return call(self, f, args, kwargs)
+
+    def perform(self, f: Any, *args: Any, **kwargs: Any) -> Any:
+        """A call whose result is not used."""
+        if hasattr(f, "_so_outcomes"):
+            raise cannot(f"{f!r} works on copies of its arguments: a call whose result is not used does nothing")
         return call(self, f, args, kwargs)
 
     def getitem(self, x: Any, index: Any) -> Any:

@@ -33,7 +33,7 @@ class Frame:
             "of the soft paths bind is unbound where they meet)"
         )
 
-    def fork(self) -> Frame:
+    def _so_fork(self) -> Frame:
         """A copy that shares nothing that can change; aliases stay aliases."""
         memo: dict[int, Any] = {}
         return Frame({k: copied(v, memo) for k, v in self.__dict__.items()}, self._so_weight, self._so_mass)

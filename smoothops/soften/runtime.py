@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from .expressions import Expressions
 from .frames import Frame, copied, frozen
 from .merging import merged
 from .values import SoftBool, truth
-from .weights import Weight, absent, carried, heaviest, negligible, sides
+from .weights import ROUNDING, Weight, absent, carried, heaviest, negligible, sides
 
 
 class Opaque:
@@ -53,14 +53,23 @@ class Loop:
         self.tested = False  # whether a condition on tensors decided on this iteration
 
 
+class Options(NamedTuple):
+    """How a softened function runs; ``aliases``: whether it writes to items, so that names of one tensor matter."""
+
+    smoothing: SmoothingLike
+    max_iter: int
+    max_worlds: int
+    aliases: bool
+
+
 class Run(Expressions):
     """One call of a softened function."""
 
-    def __init__(
-        self, frame: Frame, smoothing: SmoothingLike, max_iter: int, max_worlds: int, aliases: bool, depth: int
-    ) -> None:
-        self.smoothing, self.max_iter, self.max_worlds = smoothing, max_iter, max_worlds
-        self.aliases, self.depth = aliases, depth
+    def __init__(self, variables: dict[str, Any], options: Options, caller: Expressions | None = None) -> None:
+        self.smoothing, self.max_iter, self.max_worlds, self.aliases = options
+        self.depth = 0 if caller is None else caller.depth + 1
+        frame = Frame(variables, (), 1.0 if caller is None else caller.frame._so_mass)
+        self.partial = caller is not None and (caller.partial or bool(caller.frame._so_weight))
         self.running = [frame]
         self.frame = frame  # the world in which a statement runs just now
         self.branches: list[tuple[list[Frame], list[Frame], bool]] = []
@@ -101,7 +110,7 @@ class Run(Expressions):
         if len(outcomes) > 1 and self.changed:
             raise cannot("a list is changed and a soft choice is made in one statement; make it two statements")
         weight, mass = self.frame._so_weight, self.frame._so_mass
-        forks = [self.frame, *(self.frame.fork() for _ in outcomes[1:])]
+        forks = [self.frame, *(self.frame._so_fork() for _ in outcomes[1:])]
         for fork, (more, value) in zip(forks, outcomes, strict=True):
             fork._so_weight = weight + more
             fork._so_mass = mass
@@ -143,10 +152,9 @@ class Run(Expressions):
                 return
         masses = carried(frame._so_mass, p), carried(frame._so_mass, 1 - p)
         weight = frame._so_weight
-        taken = [
-            (f, m, to) for f, m, to in zip(sides(p, value.dtype), masses, (yes, no), strict=True) if not negligible(m)
-        ]
-        worlds = [frame, *(frame.fork() for _ in taken[1:])]
+        both = sorted(zip(sides(p, value.dtype), masses, (yes, no), strict=True), key=lambda side: -heaviest(side[1]))
+        taken = both[: 1 if negligible(both[1][1]) else 2]
+        worlds = [frame, *(frame._so_fork() for _ in taken[1:])]
         for world, (factor, mass, to) in zip(worlds, taken, strict=False):
             world._so_weight, world._so_mass = (*weight, factor), mass
             to.append(world)
@@ -206,6 +214,8 @@ class Run(Expressions):
         if not self.running:
             return False
         left = self.mass()
+        if left < ROUNDING:
+            return self.end_loop()
         decided = self.soft_decisions > loop.seen
         loop.seen = self.soft_decisions
         blind = any(world._so_mass is None for world in self.running) and (loop.exits or loop.breaks or self.returned)
@@ -213,18 +223,22 @@ class Run(Expressions):
             loop.counted += 1
         loop.tested = False
         if loop.counted >= self.max_iter or not math.isfinite(left):
-            self.give_up(left)
-            return False
+            self.warn_of(left)
+            return self.end_loop()
         return True
 
-    def give_up(self, left: float) -> None:
-        loop = self.loops[-1]
-        loop.exits += self.running
+    def end_loop(self) -> bool:
+        self.loops[-1].exits += self.running
         self.running = []
+        return False
+
+    def warn_of(self, left: float) -> None:
+        known = all(world._so_mass is not None for world in self.running)
         file, line = here()
         warnings.warn(
-            f"{file}:{line}: the loop did not halt within max_iter={self.max_iter} soft steps: mass {left:.3g} is left "
-            "and goes on behind the loop as it is; raise max_iter, or use a smaller eps",
+            f"{file}:{line}: the loop did not halt within max_iter={self.max_iter} soft steps: "
+            f"{f'mass {left:.3g}' if known else 'an unknown mass'} is left and goes on behind the loop as it is; raise "
+            "max_iter, or use a smaller eps",
             RuntimeWarning,
             stacklevel=3,
         )
