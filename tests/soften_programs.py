@@ -195,3 +195,9 @@ def hypotenuse(x, y):
     if y > 0:
         return math.sqrt(x * x + y * y)
     return x
+
+
+def root_or_zero(x):
+    if x > 0:
+        return x**0.5
+    return 0 * x

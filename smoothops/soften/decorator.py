@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..regularizers import Entropy
 from ..smoothing import Hard, SmoothingLike, as_smoothing
@@ -47,7 +48,7 @@ class Softened:
     def worlds(self, *args: Any, **kwargs: Any) -> list[tuple[Any, Any]]:
         """The weights and values of all outcomes that differ in their discrete state, heaviest first."""
         results = self._results(self._smoothing, args, kwargs)
-        pairs = [(torch.as_tensor(product(w._so_weight)), mapped(w.value, plain)) for w in results]
+        pairs = [(total_weight(w), mapped(w.value, plain)) for w in results]
         return sorted(pairs, key=lambda pair: -float(pair[0].detach().max()))
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -135,6 +136,11 @@ class Bound:
 
     def _so_outcomes(self, caller: Expressions, args: tuple, kwargs: dict) -> list[tuple[Weight, Any]]:
         return self._softened._so_outcomes(caller, (self._instance, *args), kwargs)
+
+
+def total_weight(world: Frame) -> Tensor:
+    weight = product(world._so_weight)
+    return weight if isinstance(weight, Tensor) else torch.tensor(weight, dtype=torch.float64)
 
 
 def plain(x: Any) -> Any:
