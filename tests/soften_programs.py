@@ -110,9 +110,9 @@ def thermostat(temperature, low, high):
     return temperature, energy
 
 
-def bouncing_ball(height, speed, restitution):
+def bouncing_ball(height, speed, restitution, steps=30):
     bounces = 0
-    for _ in range(30):
+    for _ in range(steps):
         speed -= 0.5
         height += 0.1 * speed
         if height < 0 and speed < 0:

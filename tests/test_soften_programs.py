@@ -35,7 +35,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple]] = {
     "game of life": (programs.life, (BOARD, 1)),
 }
 # Entropy makes every path possible: programs with many paths are checked on a compact law
-SLOW = {"bouncing ball": (programs.bouncing_ball, (0.3, 0.02, 0.87)), "game of life": (programs.life, (SMALL, 1))}
+SLOW = {"bouncing ball": (programs.bouncing_ball, (0.3, 0.02, 0.87, 14)), "game of life": (programs.life, (SMALL, 1))}
 
 
 def with_tensors(x: Any, tensors: Iterator[Tensor]) -> Any:

@@ -32,10 +32,10 @@ class Softened:
     """A softened function; see :func:`soften`."""
 
     def __init__(self, function: Callable[..., Any], smoothing: SmoothingLike, max_iter: int, max_worlds: int) -> None:
+        self._run, self.source, self._aliases = compiled(function)
         functools.update_wrapper(self, function)
         self._smoothing, self._max_iter, self._max_worlds = smoothing, max_iter, max_worlds
         self._signature = inspect.signature(function)
-        self._run, self.source, self._aliases = compiled(function)
         self._purity = Purity(function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

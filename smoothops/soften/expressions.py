@@ -59,17 +59,18 @@ class Expressions:
 
     # --- truth --------------------------------------------------------------------------------------------------------
 
-    def compare(self, left: Any, op: str, right: Any, *rest: Any) -> Any:
+    def compare(self, left: Any, op: Any, right: Any, *rest: Any) -> Any:
         """left op right, and a chain ``rest`` of operators and delayed operands."""
         if not rest:
             kinds = type(left), type(right)
             return PLAIN[op](left, right) if kinds in NUMBERS else self.pair(left, op, right)
-        if len(rest) == 2:
+        if soft(right):
             last = rest[1]()
             between = self.between(left, op, right, rest[0], last)
             if between is not None:
-                return between
-            return self.and_(self.pair(left, op, right), lambda: self.pair(right, rest[0], last))
+                more = (lambda: self.compare(last, rest[2], rest[3](), *rest[4:]),) if len(rest) > 2 else ()
+                return self.and_(between, *more)
+            rest = (rest[0], lambda: last, *rest[2:])
         return self.and_(self.pair(left, op, right), lambda: self.compare(right, rest[0], rest[1](), *rest[2:]))
 
     def pair(self, a: Any, op: str, b: Any) -> Any:

@@ -36,7 +36,8 @@ def check(function: ast.FunctionDef, scope: Scope, filename: str) -> None:
     for node in ast.walk(function):
         reason = None if node is function else reason_of(node, scope)
         if reason is not None:
-            raise refused(filename, getattr(node, "lineno", function.lineno), f"{function.name}: {reason}")
+            place = node.context_expr if isinstance(node, ast.withitem) else node
+            raise refused(filename, getattr(place, "lineno", function.lineno), f"{function.name}: {reason}")
     used_as_arguments = {
         id(arg)
         for call in ast.walk(function)
