@@ -103,13 +103,26 @@ def test_dtypes() -> None:
     assert ints.dtype == torch.float32
     assert ints.tolist() == [5, 5, 3]
     half = torch.tensor([1.0, 2.0, 3.0], dtype=torch.bfloat16)
-    assert so.cond(p, lambda: half, lambda: -half).dtype == torch.bfloat16
+    third = torch.tensor([0.0, 1 / 3, 1.0]).bfloat16()
+    found = so.cond(third, lambda: half, lambda: -half)  # one rounding, at the end
+    assert torch.equal(found, so.cond(third.float(), lambda: half.float(), lambda: -half.float()).bfloat16())
+    assert torch.equal(so.cond(p, lambda: torch.tensor(2.0), lambda: p), 2 * p + (1 - p) * p)
     assert so.cond(p.double(), lambda: p, lambda: p).dtype == torch.float32
     assert so.cond(True, lambda: p, lambda: -p) is not p
     assert torch.equal(so.cond(True, lambda: p, lambda: -p), p)
     tiny = torch.tensor([1e-60, 1.0], dtype=torch.float64)  # not 0, though 0 in float32
     found = so.cond(tiny, lambda: torch.tensor([torch.inf, 1.0]), lambda: torch.zeros(2))
     assert found.tolist() == [torch.inf, 1.0]
+
+
+@pytest.mark.parametrize("p", [[0.0, 0.5], [0.25, 0.5]])
+def test_dtypes_inside_do_not_depend_on_the_weights(p: list[float]) -> None:
+    x, scale = torch.ones(2), torch.tensor(3.0, dtype=torch.float64)
+    branches = [lambda: x * scale, lambda: torch.maximum(x, scale), lambda: scale / torch.arange(1, 3)]
+    for branch in branches:
+        found = []
+        so.cond(torch.tensor(p), lambda b=branch, f=found: f.append(b()) or f[0], branch)
+        assert found[0].dtype == branch().dtype
 
 
 def test_infinities_of_positive_weight_and_nan_stay_where_they_belong() -> None:
@@ -190,6 +203,13 @@ def test_a_branch_that_mixes_elements_keeps_its_gradient() -> None:
     m = x.mean() ** 2
     want = torch.autograd.grad(loss(torch.where(n == 0, 3 * x, n * (x - m) + (1 - n) * 3 * x)), x)[0]
     torch.testing.assert_close(torch.autograd.grad(loss(f(x)), x)[0], want, **EXACT)
+
+
+def test_a_nan_that_is_mixed_into_taken_rows_is_not_hidden() -> None:
+    x = torch.tensor([-1.0, 4.0, 9.0], requires_grad=True)
+    mix = torch.tensor([[1.0, 0, 0], [1.0, 1, 0], [0, 0, 1.0]])
+    found = so.cond(x > 0, lambda x: mix @ x.sqrt(), lambda x: x, x)
+    assert found.isnan().tolist() == [False, True, True]  # 0 times NaN in the last
 
 
 def test_the_derivative_in_p_is_the_difference_of_the_branches() -> None:
@@ -335,5 +355,9 @@ def test_bad_arguments() -> None:
         so.switch(one, [torch.sqrt] * 2, one)
     with pytest.raises(ValueError, match=r"the least is -0\.5"):
         so.switch(torch.tensor([1.5, -0.5]), [torch.sqrt] * 2, one)
+    with pytest.raises(TypeError, match="view_as_real"):
+        so.cond(one, lambda: one * 1j, lambda: one * 0j)
+    with pytest.raises(ValueError, match=r"branches\[2\] returned shape \(3,\), another branch \(2,\)"):
+        so.switch(torch.ones(3) / 3, [lambda: 1.0, lambda: one, lambda: torch.ones(3)])
     with pytest.raises(TypeError, match="results must consist of tensors and numbers"):
         so.cond(torch.tensor(0.5), lambda: None, lambda: None)

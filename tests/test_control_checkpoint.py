@@ -179,6 +179,27 @@ def test_only_what_is_needed() -> None:
     assert so.fori_loop(3, 3, lambda i, s: s.sin(), w, checkpoint=so.Sqrt()) == w
 
 
+@pytest.mark.parametrize("plan", PLANS, ids=repr)
+@pytest.mark.parametrize("derived", [False, True])
+def test_tensors_that_only_pass_through_and_tensors_that_come_twice(plan, derived: bool) -> None:
+    """A closed-over tensor returned as it is; a state that the body closes over too."""
+    leaf = torch.tensor([0.3, -0.7], dtype=torch.float64, requires_grad=True)
+    results = []
+    for checkpoint in (None, plan):
+        w = leaf * 2 if derived else leaf
+        v = w.exp() if derived else leaf
+
+        def f(s, x, w=w, v=v):
+            return (s[0] * w + x, v if x > 3 else s[1]), (v, w) if x > 1 else (w, w)
+
+        (a, b), (c, d) = so.scan(f, (w, 0 * w), torch.arange(6.0).double(), checkpoint=checkpoint)
+        value = loss(a) + loss(b) + loss(c) + loss(d)
+        (alone,) = torch.autograd.grad(value, leaf, retain_graph=True)
+        (first,) = torch.autograd.grad(value, leaf, create_graph=True)
+        results.append((a, b, c, d, alone, first, torch.autograd.grad(loss(first), leaf)[0]))
+    torch.testing.assert_close(*results, **EXACT)
+
+
 def test_autocast_is_the_same_when_played_again() -> None:
     net, x = nn.Linear(4, 4), torch.randn(2, 4)
     grads = []

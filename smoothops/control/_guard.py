@@ -151,10 +151,17 @@ class Guard(TorchFunctionMode):
 
 def expanded(args: tuple) -> tuple:
     """Tensors among the arguments of an elementwise function, brought to their common shape."""
-    shapes = {a.shape for a in args if isinstance(a, Tensor)}
-    if len(shapes) < 2:
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    if len({t.shape for t in tensors}) < 2:
         return args
-    wide = iter(torch.broadcast_tensors(*(a for a in args if isinstance(a, Tensor))))
+    # a 0-d tensor does not decide the dtype, and must not do so once it is wide
+    decisive = [t for t in tensors if t.ndim and t.is_floating_point()]
+    if decisive:
+        dtype = decisive[0].dtype
+        for t in decisive[1:]:
+            dtype = torch.promote_types(dtype, t.dtype)
+        tensors = [t if t.ndim or not t.is_floating_point() else t.to(dtype) for t in tensors]
+    wide = iter(torch.broadcast_tensors(*tensors))
     return tuple(next(wide) if isinstance(a, Tensor) else a for a in args)
 
 

@@ -43,8 +43,15 @@ def reversible(chain: Chain, state: Any, steps: int, checkpoint: Checkpoint) -> 
         for *_, kept in reversal.kept:
             kept.random = None
     reversal.first, reversal.steps = reversal.kept[0][3], reversal.kept[-1][1]
+    for leaf in leaves_of(first, outs):
+        if isinstance(leaf, Tensor) and leaf.requires_grad:  # from outside, and no function has taken it
+            recorder.found[id(leaf)] = leaf
     reversal.closed = list(recorder.found.values())
     return reversal.attach(first, outs)
+
+
+def leaves_of(state: Any, outs: list[Any]) -> list[Any]:
+    return [*flatten(state)[0], *(leaf for out in outs for leaf in flatten(out)[0])]
 
 
 class Reversal:
@@ -64,7 +71,7 @@ class Reversal:
     def attach(self, state: Any, outs: list[Any]) -> tuple[Any, list[Any]]:
         ends, spec = flatten(state)
         rows = [flatten(out) for out in outs]
-        found = [*ends, *(leaf for row, _ in rows for leaf in row)]
+        found = leaves_of(state, outs)
         self.given = [leaf for leaf in self.leaves if differentiable(leaf) and leaf.requires_grad]
         self.fed = (
             [] if self.chain.feeds is None else [t for f in self.chain.feeds[: len(outs)] for t in f if t.requires_grad]
@@ -156,12 +163,12 @@ class Reversal:
             if self.stand_ins is not self.closed:
                 stack.enter_context(Substitute(self.closed, self.stand_ins))
             state, _ = self.chain.play(state, a, b, outs, feeds)
-        ends = [flatten(state)[0], *(flatten(out)[0] for out in outs)]
-        cotangents = [end, *self.out_grads[a:b]]
+        table = {id(t): other for t, other in zip(self.closed, self.stand_ins, strict=True)}
+        found = [table.get(id(leaf), leaf) for leaf in leaves_of(state, outs)]
+        cotangents = [*end, *(g for row in self.out_grads[a:b] for g in row)]
         heads = [
             (y, g)
-            for row, row_grads in zip(ends, cotangents, strict=True)
-            for y, g in zip(row, row_grads, strict=True)
+            for y, g in zip(found, cotangents, strict=True)
             if g is not None and differentiable(y) and y.requires_grad
         ]
         own = [leaf for leaf in leaves if differentiable(leaf)]
@@ -171,12 +178,12 @@ class Reversal:
         if not self.checked:
             check_known([y for y, _ in heads], inputs)
             self.checked = True
-        found = torch.autograd.grad([y for y, _ in heads], inputs, [g for _, g in heads], allow_unused=True)
-        for owner, g in zip([*(given for given, _ in pairs), *self.closed], found[len(own) :], strict=True):
+        grads = torch.autograd.grad([y for y, _ in heads], inputs, [g for _, g in heads], allow_unused=True)
+        for owner, g in zip([*(given for given, _ in pairs), *self.closed], grads[len(own) :], strict=True):
             if g is not None:
                 known = self.sums.get(id(owner))
                 self.sums[id(owner)] = g if known is None else known + g
-        queue = iter(found)
+        queue = iter(grads)
         return [next(queue) if differentiable(leaf) else None for leaf in leaves]
 
     # second derivative
@@ -188,11 +195,13 @@ class Reversal:
         leaves = [table.get(id(leaf), leaf) for leaf in self.leaves]
         feeds = None if self.chain.feeds is None else [[table.get(id(t), t) for t in feed] for feed in self.chain.feeds]
         kept, outs = self.first, list[Any]()
-        with self.surroundings.again(), Substitute(self.closed, copies[len(table) :]):
+        closed = copies[len(table) :]
+        with self.surroundings.again(), Substitute(self.closed, closed):
             if kept.random is not None:
                 set_random_state(kept.random)
             state, _ = self.chain.play(unflatten(leaves, kept.spec), 0, self.steps, outs, feeds)
-        ends = [*flatten(state)[0], *(leaf for out in outs for leaf in flatten(out)[0])]
+        table = {id(t): copy for t, copy in zip(self.closed, closed, strict=True)}
+        ends = [table.get(id(leaf), leaf) for leaf in leaves_of(state, outs)]
         flat = [g for row in self.sort(grads) for g in row]
         heads = [(y, g) for y, g in zip(ends, flat, strict=True) if g is not None and y.requires_grad]
         return list(

@@ -38,7 +38,7 @@ def number(leaf: Any) -> bool:
 def check_same(found: Any, wanted: Any, who: str, reference: str, *, numbers: bool) -> list[Any]:
     """The leaves of ``found``, which must have the structure, shapes and dtypes of ``wanted``.
 
-    ``numbers``: whether a Python number goes with a tensor.
+    ``numbers``: whether a Python number or a 0-d tensor goes with any tensor.
     """
     if torch.compiler.is_compiling():
         return _check_same(found, wanted, who, reference, numbers)
@@ -53,7 +53,7 @@ def _check_same(found: Any, wanted: Any, who: str, reference: str, numbers: bool
         raise ValueError(f"{who} returned the structure {spec}, {reference} {other_spec}; both must be the same pytree")
     for i, (a, b) in enumerate(zip(leaves, others, strict=True)):
         if isinstance(a, Tensor) and isinstance(b, Tensor):
-            same = a.shape == b.shape and a.dtype == b.dtype
+            same = a.dtype == b.dtype and (a.shape == b.shape or (numbers and 0 in (a.ndim, b.ndim)))
         elif number(a) or number(b):
             same = (number(a) and number(b)) or (numbers and isinstance(a if number(b) else b, Tensor))
         else:
@@ -93,11 +93,15 @@ def lead(w: Tensor, leaf: Tensor, name: str) -> Tensor:
 
 def result_dtype(leaf: Tensor) -> torch.dtype:
     """The dtype of a weighted mean of such leaves."""
+    if leaf.is_complex():
+        raise TypeError(f"a soft decision mixes real tensors, got {leaf.dtype}; return torch.view_as_real of it")
     return leaf.dtype if leaf.is_floating_point() else torch.get_default_dtype()
 
 
 def work_dtype(leaf: Tensor, w: Tensor) -> torch.dtype:
-    return torch.promote_types(leaf.dtype, w.dtype) if leaf.is_floating_point() else torch.float64
+    """The dtype of the arithmetic: exact for integers, never a half type."""
+    dtype = result_dtype(leaf) if leaf.is_floating_point() or leaf.is_complex() else torch.float64
+    return torch.promote_types(torch.promote_types(dtype, w.dtype), torch.float32)
 
 
 def check_range(p: Tensor, name: str) -> None:

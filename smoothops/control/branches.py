@@ -44,7 +44,7 @@ def cond(
 
     Args:
         p: values in [0, 1], or bool; its dims stand for the leading dims of every result (sizes 1 broadcast).
-        true_fn, false_fn: return the same pytree of tensors and numbers, of equal shapes and dtypes.
+        true_fn, false_fn: return the same pytree of tensors of equal shapes and dtypes; numbers go with any.
         *args: handed to both.
         prune: leave a branch out if its weight is 0 for the whole batch; a look at p, on the CPU and eager only.
 
@@ -138,22 +138,24 @@ def check_distribution(weights: Tensor) -> None:
 
 
 def common(trees: Sequence[Any], names: Sequence[str], like: Tensor) -> tuple[list[list[Tensor]], Any]:
-    """The leaves of the results, column by column; numbers as tensors of the dtype that they stand beside."""
+    """The leaves of the results, column by column; numbers and 0-d tensors in the form of what they stand beside."""
     for tree, name in zip(trees[1:], names[1:], strict=True):
         check_same(tree, trees[0], name, f"{names[0]} returned", numbers=True)
     spec = flatten(trees[0])[1]
     rows = [flatten(tree)[0] for tree in trees]
-    columns = []
-    for column in zip(*rows, strict=True):
-        pattern = next((leaf for leaf in column if isinstance(leaf, Tensor)), None)
-        if pattern is None and not number(column[0]):
-            raise TypeError(f"{names[0]} returned {describe(column[0])}; results must consist of tensors and numbers")
-        dtype = like.dtype if pattern is None else result_dtype(pattern)
-        device = like.device if pattern is None else pattern.device
-        columns.append(
-            [
-                leaf if isinstance(leaf, Tensor) else torch.full((), float(leaf), dtype=dtype, device=device)
-                for leaf in column
-            ]
-        )
-    return columns, spec
+    return [alike(column, names, like) for column in zip(*rows, strict=True)], spec
+
+
+def alike(column: Sequence[Any], names: Sequence[str], like: Tensor) -> list[Tensor]:
+    tensors = [leaf for leaf in column if isinstance(leaf, Tensor)]
+    if not tensors and not number(column[0]):
+        raise TypeError(f"{names[0]} returned {describe(column[0])}; results must consist of tensors and numbers")
+    dtype, device = (result_dtype(tensors[0]), tensors[0].device) if tensors else (like.dtype, like.device)
+    leaves = [x if isinstance(x, Tensor) else torch.full((), float(x), dtype=dtype, device=device) for x in column]
+    shape = next((leaf.shape for leaf in leaves if leaf.ndim), leaves[0].shape)
+    for leaf, name in zip(leaves, names, strict=True):
+        if leaf.ndim and leaf.shape != shape:
+            raise ValueError(
+                f"{name} returned shape {tuple(leaf.shape)}, another branch {tuple(shape)}; they must agree"
+            )
+    return [leaf if leaf.shape == shape else leaf.expand(shape) for leaf in leaves]

@@ -71,7 +71,7 @@ class Readout(Mean):
     Example:
         >>> grow = lambda mean: so.while_loop(lambda s: 0.5 + 0 * s, lambda s: s + 1, torch.tensor(0.0), 60, mean=mean)
         >>> grow(so.FinalState())[0], grow(so.Readout(lambda s: s * s))[0]
-        (tensor(1.0000), tensor(3.0000))
+        (tensor(1.), tensor(3.))
     """
 
     fn: Callable[[Any], Any]
