@@ -15,7 +15,7 @@ from .. import elementwise
 from ..operators import amax, sort
 from .errors import cannot
 from .frames import MUTABLE
-from .values import SoftBool, number, soft
+from .values import number, soft
 
 if TYPE_CHECKING:
     from .expressions import Expressions
@@ -55,8 +55,7 @@ def call(run: Expressions, f: Any, args: tuple, kwargs: dict) -> Any:
     if f in EFFECTS and (run.partial or run.frame._so_weight):
         raise cannot(f"{f.__name__} cannot be softened: this line has a weight below 1; move it out of soft branches")
     if f in ELEMENTARY and any(map(soft, args)):
-        given = [torch.as_tensor(v) for v in number(args)]
-        return ELEMENTARY[f](*given)
+        return ELEMENTARY[f](*tensors_of(args))
     return f(*args, **kwargs)
 
 
@@ -178,4 +177,3 @@ RULES: dict[Any, Rule] = {
     sum: lambda run, args, kwargs: sum(number(items_of(args[:1])), *args[1:], **kwargs),
 }
 SOFTENED_BUILTINS = frozenset(("max", "min", "sorted", "any", "all", "abs", "round", "float", "int", "bool", "sum"))
-__all__ = ["MUTATORS", "RULES", "SoftBool", "call"]

@@ -29,7 +29,15 @@ DEPTH = 80  # of softened functions that call each other: a soft recursion ends 
 
 
 class Softened:
-    """A softened function; see :func:`soften`."""
+    """A softened function; see :func:`soften`.
+
+    Example:
+        >>> @so.soften(smoothing=so.Quadratic(1.0))
+        ... def side(x):
+        ...     return "right" if x > 0 else "left"
+        >>> side.worlds(torch.tensor(0.5)), side.hard(torch.tensor(0.5))
+        ([(tensor(0.7500, dtype=torch.float64), 'right'), (tensor(0.2500, dtype=torch.float64), 'left')], 'right')
+    """
 
     def __init__(self, function: Callable[..., Any], smoothing: SmoothingLike, max_iter: int, max_worlds: int) -> None:
         self._run, self.source, self._aliases = compiled(function)

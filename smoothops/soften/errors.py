@@ -9,7 +9,17 @@ GENERATED: set[object] = set()
 
 
 class SoftenError(ValueError):
-    """A program, or a step of one, that has no soft meaning; the message names file, line and reason."""
+    """A program, or a step of one, that has no soft meaning; the message names file, line and reason.
+
+    Example:
+        >>> @so.soften
+        ... def sign(x):
+        ...     return "plus" if x > 0 else "minus"
+        >>> sign(torch.tensor(0.0))
+        Traceback (most recent call last):
+        ...
+        smoothops.soften.errors.SoftenError: <softened sign> returns values that have no mean: ...
+    """
 
 
 def refused(filename: str, line: int, reason: str) -> SoftenError:

@@ -6,7 +6,6 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import comparisons
@@ -18,7 +17,7 @@ from .errors import cannot
 from .frames import Form, Frame
 from .indexing import assign, item_of, updated
 from .merging import Mean, blend, fits
-from .values import SoftBool, soft, truth, wide
+from .values import SoftBool, soft, truth, widened
 from .weights import Weight, sides
 
 PLAIN: dict[str, Callable[[Any, Any], Any]] = {
@@ -92,7 +91,7 @@ class Expressions:
             if op in ("==", "!="):
                 return op == "!="  # a number and what is none
             raise cannot(f"'{op}' between {type(a).__name__} and {type(b).__name__}")
-        return SoftBool(SOFT[op](wide(a), wide(b), smoothing=self.smoothing), floating_dtype(a, b))
+        return SoftBool(SOFT[op](*widened(a, b), smoothing=self.smoothing), floating_dtype(a, b))
 
     def between(self, a: Any, op: str, x: Any, next_op: str, b: Any) -> Any:
         """An interval a < x < b, which is one joint event; None where the chain is no interval of numbers."""
@@ -101,10 +100,9 @@ class Expressions:
         numbers = all(isinstance(v, Tensor | float | int) for v in (a, x, b))
         if op not in RISING or next_op not in RISING or not numbers or not any(map(soft, (a, x, b))):
             return None
-        dtype, device = floating_dtype(a, x, b), next(v.device for v in (a, x, b) if isinstance(v, Tensor))
-        low, mid, high = (wide(torch.as_tensor(v, device=device)).to(torch.float64) for v in (a, x, b))
+        low, mid, high = widened(a, x, b)
         ends = float(op == "<="), float(next_op == "<")
-        return SoftBool(comparisons.interval(mid - low, mid - high, *ends, self.smoothing), dtype)
+        return SoftBool(comparisons.interval(mid - low, mid - high, *ends, self.smoothing), floating_dtype(a, x, b))
 
     def boolean(self, x: Any, other: Any, op: str) -> Any:
         if op not in ("==", "!=") or not isinstance(x, SoftBool | bool):

@@ -81,10 +81,9 @@ def written(x: Tensor, path: Sequence[Any], value: Any) -> Tensor:
     index = path[0]
     if isinstance(value, SoftBool):
         value = value.number
-    value = torch.as_tensor(value, device=x.device)
-    if value.is_floating_point() and not x.is_floating_point():
+    if (soft(value) or isinstance(value, float)) and not x.is_floating_point():
         raise cannot(f"a floating-point value is written to a tensor of dtype {x.dtype}; convert the tensor first")
-    value = value.to(x.dtype)
+    value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
     if soft(index):
         weights = soft_index(x, index).to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
         return x + weights * (value - x)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._axes import concrete, floating_dtype, wide_dtype
+from .._axes import concrete, wide_dtype
 from ..comparisons import ne
 from ..smoothing import SmoothingLike
 
@@ -18,8 +18,16 @@ def soft(x: Any) -> bool:
     return isinstance(x, SoftBool) or (isinstance(x, Tensor) and x.is_floating_point())
 
 
-def wide(x: Any) -> Any:
-    return x.to(wide_dtype(x.device)) if isinstance(x, Tensor) and x.is_floating_point() else x
+def wide(x: Tensor) -> Tensor:
+    return x.to(wide_dtype(x.device))
+
+
+def widened(*values: Any) -> list[Tensor]:
+    """Tensors and Python numbers as wide tensors on one device; a number keeps all of its digits."""
+    device = next(v.device for v in values if isinstance(v, Tensor))
+    return [
+        wide(v) if isinstance(v, Tensor) else torch.tensor(v, dtype=wide_dtype(device), device=device) for v in values
+    ]
 
 
 class SoftBool:
@@ -98,7 +106,3 @@ def truth(x: Any, smoothing: SmoothingLike) -> Any:
     if x.numel() == 1 and concrete(x):
         return bool(x)
     return SoftBool((x != 0).to(wide_dtype(x.device)), torch.get_default_dtype())
-
-
-def result_of(values: Sequence[Any]) -> torch.dtype:
-    return floating_dtype(*values)
