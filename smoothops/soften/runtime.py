@@ -21,7 +21,7 @@ from .expressions import Expressions
 from .frames import Frame, copied, frozen
 from .merging import merged
 from .values import SoftBool, truth
-from .weights import ROUNDING, Weight, absent, carried, heaviest, negligible, sides
+from .weights import ROUNDING, Weight, absent, carried, heaviest, negligible, outlook, sides
 
 
 class Opaque:
@@ -146,14 +146,14 @@ class Run(Expressions):
 
     def fork(self, frame: Frame, value: SoftBool, yes: list[Frame], no: list[Frame]) -> None:
         p = value.p.reshape(()) if value.p.numel() == 1 else value.p
-        for chance, to in ((1 - p, yes), (p, no)):
-            if negligible(carried(1.0, chance)):  # the other side is certain
-                to.append(frame)
-                return
-        masses = carried(frame._so_mass, p), carried(frame._so_mass, 1 - p)
+        certain, masses = outlook(frame._so_mass, p)
+        if certain is not None:
+            (yes if certain else no).append(frame)
+            return
         weight = frame._so_weight
-        both = sorted(zip(sides(p, value.dtype), masses, (yes, no), strict=True), key=lambda side: -heaviest(side[1]))
-        taken = both[: 1 if negligible(both[1][1]) else 2]
+        both = zip(sides(p, value.dtype), masses, (yes, no), strict=True)
+        taken = sorted(both, key=lambda side: -heaviest(side[1]))
+        taken = taken[: 1 if negligible(taken[1][1]) else 2]
         worlds = [frame, *(frame._so_fork() for _ in taken[1:])]
         for world, (factor, mass, to) in zip(worlds, taken, strict=False):
             world._so_weight, world._so_mass = (*weight, factor), mass

@@ -79,6 +79,18 @@ def negligible(mass: Mass) -> bool:
     return mass is not None and heaviest(mass) < ROUNDING
 
 
+def outlook(mass: Mass, p: Tensor) -> tuple[bool | None, tuple[Mass, Mass]]:
+    """Which side of a decision is certain, if one is, and the masses of both."""
+    if p.ndim == 0 and isinstance(mass, float) and concrete(p):
+        chance = p.item()
+        yes, no = chance, 1 - chance
+        masses: tuple[Mass, Mass] = (mass * yes, mass * no)
+    else:
+        yes, no = (heaviest(carried(1.0, side)) for side in (p, 1 - p))
+        masses = carried(mass, p), carried(mass, 1 - p)
+    return (True if no < ROUNDING else False if yes < ROUNDING else None), masses
+
+
 def absent(weight: Weight, mass: Mass) -> Tensor | None:
     """Which rows of a world have weight 0, None where there are none."""
     if not weight or isinstance(mass, float):
