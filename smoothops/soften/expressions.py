@@ -52,6 +52,7 @@ class Expressions:
     depth: int
     partial: bool  # whether the calling world has a weight below 1
     changed: bool
+    compared: dict[Any, tuple[Any, Any, SoftBool]]
 
     def choose(self, outcomes: Sequence[tuple[Weight, Any]]) -> Any:
         raise NotImplementedError
@@ -91,7 +92,12 @@ class Expressions:
             if op in ("==", "!="):
                 return op == "!="  # a number and what is none
             raise cannot(f"'{op}' between {type(a).__name__} and {type(b).__name__}")
-        return SoftBool(SOFT[op](*widened(a, b), smoothing=self.smoothing), floating_dtype(a, b))
+        # worlds that share both sides share the answer; the entry keeps them alive, so that an id stays theirs
+        key = op, *(id(x) if isinstance(x, Tensor) else float(x) for x in (a, b))
+        if key not in self.compared:
+            p = SOFT[op](*widened(a, b), smoothing=self.smoothing)
+            self.compared[key] = a, b, SoftBool(p, floating_dtype(a, b))
+        return self.compared[key][2]
 
     def between(self, a: Any, op: str, x: Any, next_op: str, b: Any) -> Any:
         """An interval a < x < b, which is one joint event; None where the chain is no interval of numbers."""

@@ -88,6 +88,7 @@ class Run(Expressions):
     def each(self) -> Iterator[Frame]:
         """The running worlds one by one; one whose statement makes a choice comes again for each other outcome."""
         done = []
+        self.compared = {}
         for world in self.running:
             self.pending = [(world, ())]
             while self.pending:
