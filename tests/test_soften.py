@@ -112,6 +112,26 @@ def test_membership() -> None:
     equal(membership(x, torch.tensor([0.0, 1.0], dtype=torch.float64))[0], found[0])
 
 
+@soft
+def of_torch(x, flag):
+    above = x > 0
+    both = above & (x < 1)
+    return (
+        both, above | flag, ~above, above ^ (x > 1), torch.where(above, x, 0.0), torch.any(above), above.mean(),
+        above[0], above.sum(), (1.0 if above.all() else 0.0), sum(above[i] for i in range(len(above))),
+    )  # fmt: skip
+
+
+def test_soft_booleans_in_the_words_of_torch() -> None:
+    x = torch.tensor([0.3, -0.2], dtype=torch.float64)
+    p, q = step(x), step(x - 1)
+    wanted = (
+        p * (1 - q), p, 1 - p, p + q - 2 * p * q, p * x, so.any(p), p.mean(), p[0], p.sum(), p.prod(), p.sum()
+    )  # fmt: skip
+    for found, want in zip(of_torch(x, False), wanted, strict=True):
+        equal(found, want)
+
+
 # --- loops ------------------------------------------------------------------------------------------------------------
 
 

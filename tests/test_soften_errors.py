@@ -78,6 +78,8 @@ AT_CALL = {
     "item": ("y = x.item()", "3", r".item\(\) takes the number out of its gradient"),
     "int": ("y = int(x)", "3", "an integer is discrete"),
     "in place": ("x.add_(1)", "3", r".add_\(\) changes a tensor in place"),
+    "long": ("y = (x > 0).long()", "3", "would make a soft boolean hard"),
+    "a number and a boolean": ("y = (x > 0) & 2", "3", "take another boolean"),
     "a filter": ("y = [v for v in [x, x] if v > 0]", "3", "its length would be soft"),
     "assert": ("assert x > 0", "3", "assert on a tensor"),
     "a mask": ("y = [1.0, 2.0][x > 0]", "3", "a mask that depends on a tensor"),

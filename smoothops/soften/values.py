@@ -8,9 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import logic
 from .._axes import concrete, wide_dtype
 from ..comparisons import ne
+from ..selection import where
 from ..smoothing import SmoothingLike
+from .errors import cannot
+
+LOGIC: dict[Any, Callable[..., Tensor]] = {
+    torch.any: logic.any,
+    torch.all: logic.all,
+    torch.where: where,
+    torch.logical_and: logic.logical_and,
+    torch.logical_or: logic.logical_or,
+    torch.logical_not: logic.logical_not,
+    torch.logical_xor: logic.logical_xor,
+}
+HARD = frozenset(("item", "tolist", "numpy", "bool", "int", "long", "nonzero", "argmax", "argmin"))
 
 
 def soft(x: Any) -> bool:
@@ -64,12 +78,50 @@ class SoftBool:
 
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        return func(*number(args), **number(kwargs or {}))
+        ours = LOGIC.get(func, func)
+        return ours(*number(args), **number(kwargs or {}))
 
     def __getattr__(self, name: str) -> Any:
+        if name in HARD:
+            raise TypeError(
+                f".{name}() would make a soft boolean hard; use it in if, while, and, or, not, or as a number"
+            )
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.number, name)
+
+    def __getitem__(self, index: Any) -> SoftBool:
+        return SoftBool(self.p[index], self.dtype)
+
+    def __len__(self) -> int:
+        return len(self.p)
+
+    def any(self, *args: Any, **kwargs: Any) -> SoftBool:
+        return SoftBool(logic.any(self.p, *args, **kwargs), self.dtype)
+
+    def all(self, *args: Any, **kwargs: Any) -> SoftBool:
+        return SoftBool(logic.all(self.p, *args, **kwargs), self.dtype)
+
+    def __invert__(self) -> SoftBool:
+        return SoftBool(1 - self.p, self.dtype)
+
+    def __and__(self, other: Any) -> SoftBool:
+        return SoftBool(logic.logical_and(self.p, self.probability(other)), self.dtype)
+
+    def __or__(self, other: Any) -> SoftBool:
+        return SoftBool(logic.logical_or(self.p, self.probability(other)), self.dtype)
+
+    def __xor__(self, other: Any) -> SoftBool:
+        return SoftBool(logic.logical_xor(self.p, self.probability(other)), self.dtype)
+
+    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
+
+    def probability(self, other: Any) -> Tensor:
+        if isinstance(other, SoftBool):
+            return other.p
+        if isinstance(other, bool) or (isinstance(other, Tensor) and other.dtype == torch.bool):
+            return torch.as_tensor(other, device=self.p.device).to(self.p.dtype)
+        raise cannot(f"&, | and ^ of a soft boolean take another boolean, got {type(other).__name__}")
 
 
 def number(x: Any) -> Any:
