@@ -83,9 +83,7 @@ class SoftBool:
 
     def __getattr__(self, name: str) -> Any:
         if name in HARD:
-            raise TypeError(
-                f".{name}() would make a soft boolean hard; use it in if, while, and, or, not, or as a number"
-            )
+            raise cannot(f".{name}() would make a soft boolean hard; use it in if, while, and, or, not, or as a number")
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.number, name)
