@@ -180,10 +180,10 @@ def draw_constants(axes: Axes, results: dict[int, dict[str, Fit]]) -> None:
             axes.plot(parts, height, "o", color=COLOURS[name], ms=5, label=None if k else label)
     axes.axvline(1, color=COLOURS["truth"], lw=1, ls=":")
     axes.set(xscale="log", yticks=range(len(CONSTANTS)), yticklabels=list(CONSTANTS))
-    axes.set(xlabel="error, 1 at the start")
+    axes.set(xlim=(1e-5, 5), xlabel="error, 1 at the start")
     axes.invert_yaxis()
     axes.set_title("Constants of the program")
-    axes.legend(frameon=False, fontsize=9, loc="lower left")
+    axes.legend(frameon=False, fontsize=9, loc="center left")
 
 
 @torch.no_grad()
