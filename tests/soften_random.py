@@ -69,7 +69,12 @@ def statement(draw, depth: int, loop: bool) -> list[str]:
     else:
         return [f"if {draw(condition(0))}:", f"    return {draw(floating())}, k, a"]
     lines += draw(block(depth - 1, True))
-    return lines + (["else:", *draw(block(0, False))] if draw(st.integers(0, 3)) == 0 else [])
+    if draw(st.integers(0, 2)):
+        return lines
+    lines += ["else:", *draw(block(0, False))]
+    if loop and draw(st.booleans()):  # of the loop around
+        lines += [f"    if {draw(condition(0))}:", f"        {draw(st.sampled_from(('break', 'continue')))}"]
+    return lines
 
 
 @st.composite

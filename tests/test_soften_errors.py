@@ -67,6 +67,8 @@ def test_what_is_no_function() -> None:
             so.soften(**bad)
     with pytest.raises(TypeError, match="smoothing must be"):
         so.soften(smoothing="soft")
+    with pytest.raises(ValueError, match="only the taken path runs"):
+        so.soften(smoothing=so.StraightThrough(0.1))
     namespace: dict = {}
     exec("def f(x): return x", namespace)
     with pytest.raises(SoftenError, match="source of f cannot be read"):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..regularizers import Entropy
-from ..smoothing import Hard, SmoothingLike, as_smoothing
+from ..smoothing import Hard, SmoothingLike, StraightThrough, as_smoothing
 from .errors import GENERATED, SoftenError, cannot
 from .expressions import Expressions
 from .frames import Frame, copied, mapped
@@ -233,7 +233,11 @@ def soften(
     for name, value in (("max_iter", max_iter), ("max_worlds", max_worlds)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive int, got {value!r}")
-    as_smoothing(smoothing, Entropy, 0.1)
+    if isinstance(as_smoothing(smoothing, Entropy, 0.1), StraightThrough):
+        raise ValueError(
+            "StraightThrough makes every weight 0 or 1, so that only the taken path runs and no condition has a "
+            "gradient; use .hard(...) for the value and the softened function for the gradient"
+        )
     if function is None:
         return lambda f: Softened(f, smoothing, max_iter, max_worlds)
     return Softened(function, smoothing, max_iter, max_worlds)

@@ -74,6 +74,7 @@ class Run(Expressions):
         self.frame = frame  # the world in which a statement runs just now
         self.branches: list[tuple[list[Frame], list[Frame], bool]] = []
         self.loops: list[Loop] = []
+        self.broken: list[list[Frame]] = []  # worlds that left a loop by break while its else runs
         self.returned: list[Frame] = []
         self.decisions: list[tuple[Frame, Any]] = []
         self.soft_decisions = 0
@@ -290,14 +291,15 @@ class Run(Expressions):
         self.merge(dead)
 
     def leave(self, key: str = "") -> None:
-        """Behind the loop, for the worlds that its end let go."""
-        loop = self.loops[-1]
+        """Behind the loop, for the worlds that its end let go; break and continue there belong to the loop around."""
+        loop = self.loops.pop()
+        self.broken.append(loop.breaks)
         self.running = loop.exits
         for world in self.running + loop.breaks:
             world.__dict__.pop(key, None)
 
     def rejoin(self, dead: Sequence[str] = ()) -> None:
-        self.running = self.running + self.loops.pop().breaks
+        self.running = self.running + self.broken.pop()
         self.merge(dead)
 
     def break_(self) -> None:
