@@ -44,7 +44,7 @@ def test_a_state_machine_is_a_markov_chain() -> None:
 
 
 @soft
-def bias(x):
+def squared(x):
     y = 1.0 if x > 0 else -1.0
     return y * y
 
@@ -56,7 +56,7 @@ def kept_apart(x):
 
 
 def test_the_mean_field_bias_and_its_remedy() -> None:
-    equal(bias(real(0.0)), 0.0)
+    equal(squared(real(0.0)), 0.0)
     equal(kept_apart(real(0.0)), 1.0)
 
 
@@ -268,12 +268,12 @@ def test_contexts_and_comprehensions() -> None:
 
 def test_dtypes_and_pickling() -> None:
     x = torch.tensor(0.3)
-    assert branch(x).dtype == torch.float32
-    assert countdown(x).dtype == torch.float32
-    torch.testing.assert_close(branch(x), branch(x.double()).float())
-    assert pickle.loads(pickle.dumps(branch)) is branch
+    assert squared(x).dtype == torch.float32
+    assert machine([x, x]).dtype == torch.float32
+    torch.testing.assert_close(squared(x), squared(x.double()).float())
+    assert pickle.loads(pickle.dumps(squared)) is squared
 
 
 def test_source_shows_the_generated_code() -> None:
-    assert branch.source.startswith("def branch(_so):")
-    assert "_so.decide(_so.compare(_w.x, '>', 1))" in branch.source
+    assert squared.source.startswith("def squared(_so):")
+    assert "_so.decide(_so.compare(_w.x, '>', 0))" in squared.source

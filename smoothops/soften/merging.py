@@ -36,7 +36,7 @@ class Mean:
         self.parts = [part / safe for part in parts]
         self.weight = weights[0][:shared]
         # all of the mass that forked there: a factor 1, also in its derivatives
-        if not concrete(total) or bool(((total - 1).abs() > 2.0**-50).any()):
+        if not concrete(total) or not bool(((total - 1).abs() <= 2.0**-50).all()):
             self.weight = (*self.weight, Factor(total, self.dtype))
 
     def __call__(self, values: Sequence[Any]) -> Tensor:
