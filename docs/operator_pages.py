@@ -40,6 +40,10 @@ SORT = "Ties are differentiated along the stable order, as `torch.sort(stable=Tr
 COMPARISON = """At a = b gt, ge, lt and le are 1/2 by symmetry, whatever eps; only `Hard` tells > from >=. Equal
 infinities are a tie. The answer lies in [0, 1] for every input; NaN stays in its own entry. Numbers and integers
 promote as in torch. A tensor eps broadcasts to a - b."""
+FLOW = """Decisions are soft booleans; where they are 0 and 1 the answer is that of the ordinary program, to the bit. A
+branch of weight exactly 0, and the steps after a row has halted, leave no trace in value or gradient, even where they
+are inf or nan. The dims of a decision stand for the leading dims of every result.
+[Control flow](../control_flow.md) says more."""
 LOGIC = """The picture shows events that depend on the same x, taken for independent (`Product`): `between` is the exact
 joint event. On 0 and 1 every logic is Boole's. Gradients are exact at 0 and 1 too; `Godel` shares them at ties."""
 INDEX = """Integer indices go to torch's own function. A soft index is a distribution over the n positions: the integer
@@ -174,6 +178,25 @@ PAGES: dict[str, Page] = {
         INDEX + " Where writes meet, the last one wins.",
         lambda x, e: so.scatter(torch.zeros(len(x), 3), 1, chosen(x, e).unsqueeze(1), 1.0)[:, 0],
         "1 written at the argmax of (x, -1, 0.5)", "no unit"),
+    "cond": Page(
+        FLOW, lambda x, e: so.cond(so.heaviside(x, smoothing=e), torch.square, torch.neg, x), "x^2 if x > 0 else -x",
+        "no unit"),
+    "switch": Page(
+        FLOW, lambda x, e: so.switch(
+            so.bucketize(x, torch.tensor([-1.0, 1.0]), smoothing=e), [torch.neg, torch.zeros_like, torch.square], x),
+        "-x below -1, 0, x^2 from 1 on", "no unit"),
+    "fori_loop": Page(
+        FLOW, lambda x, e: so.fori_loop(0, 3, lambda i, s: s - so.gt(s, 0.0, smoothing=e), x),
+        "three times: if x > 0: x -= 1", "no unit"),
+    "scan": Page(
+        FLOW, lambda x, e: so.scan(
+            lambda s, c: (s - c * so.gt(s, 0.0, smoothing=e), s), x, torch.tensor([0.5, 1.0, 1.5]))[0],
+        "for c in (0.5, 1, 1.5): if x > 0: x -= c", "no unit"),
+    "while_loop": Page(
+        FLOW, lambda x, e: so.while_loop(
+            lambda s: so.gt(s[0], 0.0, smoothing=e), lambda s: (s[0] - 1, s[1] + 1), (x, 0 * x), 60,
+            on_fail="ignore")[0][1],
+        "while x > 0: x -= 1; n += 1", "no unit", strengths=(0.02, 0.1, 0.3, 1.0)),
     "logical_and": Page(LOGIC, lambda x, e: so.logical_and(*sides(x, e)), "x > -1 and x < 1", "no unit"),
     "logical_or": Page(LOGIC, lambda x, e: so.logical_or(*sides(x, e)), "x > -1 or x < 1", "no unit"),
     "logical_xor": Page(LOGIC, lambda x, e: so.logical_xor(*sides(x, e)), "x > -1 xor x < 1", "no unit"),
@@ -265,7 +288,7 @@ def markdown(folder: str, name: str, page: Page) -> str:
         lines += ["## Arguments", "", *(f"- {code_names(a)}" for a in arguments.splitlines()), ""]
     rest = {h: re.sub(r"\s+", " ", parts[h]) for h in ("Returns", "Raises", "Complexity", "Source") if h in parts}
     lines += [line for h, body in rest.items() for line in (f"**{h}.** {code_names(body)}", "")]
-    lines += ["## Conventions", "", f"eps has {page.unit}." if "unit" in page.unit[:9] or "/" in page.unit else "", "",
+    lines += ["## Conventions", "", "" if page.unit == "no unit" else f"eps has {page.unit}.", "",
               page.conventions, "", f"![{page.shows}, for several eps](../img/{folder}/{name}.png)", ""]  # fmt: skip
     example = parts["Example"].strip()
     lines += ["## Example", "", "```python", ">>> import torch", ">>> import smoothops as so", example, "```", ""]

@@ -25,6 +25,7 @@ from .linear import (
     linear_solve,
 )
 from .minimize import FISTA, LBFGS, GradientDescent, MirrorDescent, minimize
+from .program import SCS, Clarabel, HiGHS, Program, program
 from .qp import QPInfo, QPSolution, qp
 from .report import GradientReport, gradient_report
 from .root import Bisection, Broyden, Chord, LevenbergMarquardt, Newton, custom_root, root
@@ -35,6 +36,7 @@ __all__ = [
     "GMRES",
     "LBFGS",
     "LU",
+    "SCS",
     "Anderson",
     "Auto",
     "BiCGStab",
@@ -42,10 +44,12 @@ __all__ = [
     "Broyden",
     "Cholesky",
     "Chord",
+    "Clarabel",
     "ConvergenceError",
     "Equilibrium",
     "GradientDescent",
     "GradientReport",
+    "HiGHS",
     "Implicit",
     "Info",
     "LevenbergMarquardt",
@@ -58,6 +62,7 @@ __all__ = [
     "OneStep",
     "Phantom",
     "Picard",
+    "Program",
     "QPInfo",
     "QPSolution",
     "Truncated",
@@ -71,6 +76,7 @@ __all__ = [
     "hypergradient",
     "linear_solve",
     "minimize",
+    "program",
     "qp",
     "root",
 ]

@@ -12,7 +12,19 @@ from .relaxations import NeuralSort, SoftSort
 from .sorting_network import Bitonic, Cauchy, OddEven, Optimal, Reciprocal, SortingNetwork
 from .stochastic import Perturbed
 from .noises import Gumbel, Logistic, Normal
-from .polytopes import CappedSimplex, Hypercube, OrderPolytope, Permutahedron, Polytope, Simplex
+from .solvers import Sinkhorn
+from .polytopes import (
+    Birkhoff,
+    CappedSimplex,
+    ConvexSet,
+    Hypercube,
+    OraclePolytope,
+    OrderPolytope,
+    Permutahedron,
+    Polytope,
+    Simplex,
+    Transport,
+)
 from .elementwise import abs, ceil, clamp, floor, heaviside, maximum, minimum, relu, round, sign
 from .operators import (
     amax,
@@ -76,6 +88,7 @@ from .control import (
     while_loop,
 )
 from .soften import soften
+from .softened import softened
 from . import losses, metrics
 from .fenchel_young import FenchelYoung
 
@@ -117,6 +130,11 @@ __all__ = [
     "Hypercube",
     "Permutahedron",
     "OrderPolytope",
+    "ConvexSet",
+    "OraclePolytope",
+    "Birkhoff",
+    "Transport",
+    "Sinkhorn",
     # operators
     "argmax",
     "argmin",
@@ -192,7 +210,9 @@ __all__ = [
     "LoopInfo",
     "Sqrt",
     "Binomial",
+    # existing code
     "soften",
+    "softened",
     # losses and metrics
     "FenchelYoung",
     "losses",

@@ -42,6 +42,7 @@ class Regularizer(Smoothing):
 
     eps: float | Tensor | Mixing
 
+    solver: ClassVar[Any] = None  # how a programme without closed form is solved; None: the default of the set
     roles: ClassVar[frozenset[str]] = frozenset()  # the kinds of polytope that it softens
     bounded: ClassVar[bool] = False  # phi lies in [0, 1] by itself
     newton_steps: ClassVar[int] = 2  # plain steps that carry derivatives: 1 is exact where phi'' = 0

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from ._regularizer import Mixing, Regularizer
 from .kernels.torch import FAR
 from .polytopes import Simplex
 from .polytopes._dual import clipped
+from .polytopes._fused import _Fused
 from .polytopes.base import check_role
 from .regularizers import BinaryEntropy, Entropy, Laplace, Quadratic
 from .smoothing import Problem, SmoothingLike, as_smoothing
@@ -64,38 +66,95 @@ class _Entries:
         return torch.where(self.finite, y, limit)
 
 
+Formula = Callable[[Tensor, Any, type[Regularizer]], Tensor]
+
+
 def _elementwise(
-    x: Tensor, name: str, smoothing: SmoothingLike, hard: Callable[[Tensor], Tensor],
-    soft: Callable[[Tensor, Tensor, type[Regularizer]], Tensor],
+    x: Tensor, name: str, smoothing: SmoothingLike, hard: Callable[[Tensor], Tensor], soft: Formula,
+    slope: Formula | None = None,
 ) -> Tensor:  # fmt: skip
-    """``soft(x, eps, family)`` for a regularizer, with the limits of ``hard`` at infinities; ``hard(x)`` for Hard."""
-    entries = _Entries(x)
+    """``soft(x, eps, family)`` for a regularizer, with the limits of ``hard`` at infinities; ``hard(x)`` for Hard.
+
+    ``slope`` is the derivative of ``soft`` in x, where plain code has one.
+    """
+    x = check_tensor(x)
+
+    def plain(v: Tensor, reg: Regularizer) -> Tensor:
+        entries = _Entries(v)
+        y = soft(entries.x, entries.eps(reg) * type(reg).pair_scale, type(reg).on_box())
+        return entries.finish(y, lambda v: hard(v.detach())).to(v.dtype)
 
     def softened(reg: Regularizer) -> Tensor:
         check_role(reg, "step", name)
-        y = soft(entries.x, entries.eps(reg) * type(reg).pair_scale, type(reg).on_box())
-        return entries.finish(y, lambda v: hard(v.detach()))
+        fast = slope is not None and isinstance(reg.eps, (int, float)) and x.numel() > 0 and _untransformed(x)
+        return _differentiated(x, reg, hard, soft, slope, plain) if fast and slope is not None else plain(x, reg)
 
     def sampled(p: Perturbed) -> Tensor:
+        entries = _Entries(x)
         return entries.finish(entries.mean(p, hard), lambda v: hard(v.detach()))
 
-    problem = Problem(lambda: hard(entries.given), softened, None, sampled)
-    return as_smoothing(smoothing, Entropy, 0.1).solve(problem).to(entries.dtype)
+    problem = Problem(lambda: hard(x.to(wide_dtype(x.device))), softened, None, sampled)
+    return as_smoothing(smoothing, Entropy, 0.1).solve(problem).to(x.dtype)
 
 
-def _step(x: Tensor, eps: Tensor, family: type[Regularizer]) -> Tensor:
+def _untransformed(x: Tensor) -> bool:
+    return concrete(x) and torch.autograd.forward_ad._current_level < 0
+
+
+def _differentiated(
+    x: Tensor, reg: Regularizer, hard: Callable[[Tensor], Tensor], soft: Formula, slope: Formula,
+    plain: Callable[[Tensor, Regularizer], Tensor],
+) -> Tensor:  # fmt: skip
+    """Value and slope of each entry at once, outside of the graph: a fraction of the small operations."""
+    needed = x.requires_grad and torch.is_grad_enabled()
+    with torch.no_grad():
+        v = x.detach().to(wide_dtype(x.device))
+        finite = v.isfinite()
+        whole = bool(finite.all())
+        inner = v if whole else torch.where(finite, v, 0)
+        strength, family = float(reg.eps) * type(reg).pair_scale, type(reg).on_box()  # type: ignore[arg-type]
+        y = soft(inner, strength, family)
+        if not whole:
+            y = torch.where(finite, y, torch.where(v.isnan(), v, hard(v)))
+        y = y.to(x.dtype)
+        if not needed:
+            return y
+        d = slope(inner, strength, family)
+        if not whole:
+            d = torch.where(finite, d, torch.where(v.isnan(), v, 0))
+    return _Fused.apply(x, y, (d,), _Slopes, lambda v: plain(v, reg))
+
+
+class _Slopes:
+    """The backward pass of a map whose slopes are known."""
+
+    @staticmethod
+    def backward(x: Tensor, state: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        return (state[0] * g).to(x.dtype)
+
+
+def _step(x: Tensor, eps: Any, family: type[Regularizer]) -> Tensor:
     """F(x/eps) with eps in the scale of the hypercube."""
     shape = torch.ones_like(x)
     return clipped(family, family.phi, _z(x, eps, family), shape, 1.0)
 
 
-def _ramp(x: Tensor, eps: Tensor, family: type[Regularizer]) -> Tensor:
+def _step_slope(x: Tensor, eps: Any, family: type[Regularizer]) -> Tensor:
+    return clipped(family, family.dphi, _z(x, eps, family), torch.ones_like(x), 0.0) / eps
+
+
+def _ramp_slope(x: Tensor, eps: Any, family: type[Regularizer]) -> Tensor:
+    tail = family.phi(_z(torch.where(x < 0, x, -x), eps, family), torch.ones_like(x))
+    return torch.where(x < 0, tail, 1 - tail)
+
+
+def _ramp(x: Tensor, eps: Any, family: type[Regularizer]) -> Tensor:
     """eps times the integral of F up to x/eps: max(x, 0) and a rest that is even in x: no digit of x is lost."""
     negative = torch.where(x < 0, x, -x)
     return torch.where(x < 0, 0, x) + eps * family.psi(_z(negative, eps, family), torch.ones_like(x))
 
 
-def _z(x: Tensor, eps: Tensor, family: type[Regularizer]) -> Tensor:
+def _z(x: Tensor, eps: Any, family: type[Regularizer]) -> Tensor:
     return (x / eps).clamp(FAR, -FAR) + family.vertex(torch.ones_like(x))
 
 
@@ -125,7 +184,7 @@ def heaviside(x: Tensor, values: Tensor | float | None = None, *, smoothing: Smo
         step = torch.where(v == 0, at_zero.to(v), (v.sign() + 1) / 2)  # torch.heaviside has no derivative
         return torch.where(v.isnan(), v, step)
 
-    return _elementwise(x, "heaviside", smoothing, hard, _step)
+    return _elementwise(x, "heaviside", smoothing, hard, _step, _step_slope)
 
 
 def sign(x: Tensor, *, smoothing: SmoothingLike = 0.1) -> Tensor:
@@ -135,7 +194,8 @@ def sign(x: Tensor, *, smoothing: SmoothingLike = 0.1) -> Tensor:
         >>> so.sign(torch.tensor([-1.0, 0.0, 0.5]), smoothing=so.Quadratic(1.0))
         tensor([-1.0000,  0.0000,  0.5000])
     """
-    return _elementwise(x, "sign", smoothing, torch.sign, lambda v, e, f: 2 * _step(v, e, f) - 1)
+    twice = lambda v, e, f: 2 * _step_slope(v, e, f)  # noqa: E731
+    return _elementwise(x, "sign", smoothing, torch.sign, lambda v, e, f: 2 * _step(v, e, f) - 1, twice)
 
 
 def relu(x: Tensor, *, smoothing: SmoothingLike = 0.1) -> Tensor:
@@ -147,7 +207,7 @@ def relu(x: Tensor, *, smoothing: SmoothingLike = 0.1) -> Tensor:
         >>> so.relu(torch.tensor([-1.0, 0.0, 1.0]), smoothing=so.Quadratic(1.0))
         tensor([0.0000, 0.2500, 1.0000])
     """
-    return _elementwise(x, "relu", smoothing, torch.relu, _ramp)
+    return _elementwise(x, "relu", smoothing, torch.relu, _ramp, _ramp_slope)
 
 
 def abs(x: Tensor, *, smoothing: SmoothingLike = 0.1) -> Tensor:
@@ -159,7 +219,8 @@ def abs(x: Tensor, *, smoothing: SmoothingLike = 0.1) -> Tensor:
         >>> so.abs(torch.tensor([-1.0, 0.0, 0.25]), smoothing=so.Quadratic(1.0))
         tensor([1.0000, 0.2500, 0.3125])
     """
-    return _elementwise(x, "abs", smoothing, torch.abs, lambda v, e, f: _ramp(2 * v, e, f) - v)
+    slope = lambda v, e, f: 2 * _ramp_slope(2 * v, e, f) - 1  # noqa: E731
+    return _elementwise(x, "abs", smoothing, torch.abs, lambda v, e, f: _ramp(2 * v, e, f) - v, slope)
 
 
 def maximum(x: Tensor, other: Tensor, *, smoothing: SmoothingLike = 0.1) -> Tensor:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from torch import Tensor
 from ._axes import check_number, concrete
 from ._regularizer import Mixing, Regularizer
 from .kernels.torch import LOGSUMEXP
+from .solvers import Sinkhorn
 
 
 def log_ratio(z: Tensor, beta: Tensor) -> Tensor:
@@ -86,6 +88,14 @@ class Tsallis(Regularizer):
     @classmethod
     def make(cls, eps: float | Tensor | Mixing, shape: float | Tensor) -> Tsallis:
         return cls(shape, eps)
+
+    def cvxpy(self, y: Any) -> Any:
+        """eps Omega(y) as an expression of cvxpy, for ``ConvexSet``; a constant eps and alpha."""
+        import cvxpy as cp
+
+        if self.alpha == 1:
+            return -cp.sum(cp.entr(y)) * self.eps
+        return self.eps * (cp.sum(cp.power(y, self.alpha)) - cp.sum(y)) / (self.alpha * (self.alpha - 1))
 
     @staticmethod
     def cap(shape: Tensor) -> Tensor | float:
@@ -151,9 +161,15 @@ class Quadratic(Regularizer):
         tensor([3.0000, 1.2500, 1.7500])
     """
 
-    roles = frozenset({"simplex", "capped", "box", "step", "order", "permutahedron"})
+    roles = frozenset({"simplex", "capped", "box", "step", "order", "permutahedron", "transport"})
     pair_scale = 2.0
     newton_steps = 1
+
+    def cvxpy(self, y: Any) -> Any:
+        """eps Omega(y) as an expression of cvxpy, for ``ConvexSet``; a constant eps."""
+        import cvxpy as cp
+
+        return self.eps * cp.sum_squares(y) / 2
 
     @staticmethod
     def phi(z: Tensor, shape: Tensor) -> Tensor:
@@ -193,6 +209,7 @@ class Entropy(Regularizer):
 
     Args:
         eps: strength, in the unit of theta; a number, a positive tensor with gradient, or ``Mixing``.
+        solver: :class:`Sinkhorn` with options, for Birkhoff and Transport; in rank and sort it asks for Birkhoff.
 
     Source: Blondel, Roulet 2024, "The elements of differentiable programming".
 
@@ -201,10 +218,18 @@ class Entropy(Regularizer):
         tensor([0.2689, 0.7311])
     """
 
-    roles = frozenset({"simplex", "capped", "box", "step", "permutahedron"})
+    solver: Sinkhorn | None = None  # type: ignore[misc]
+
+    roles = frozenset({"simplex", "capped", "box", "step", "permutahedron", "transport"})
     log_residual = True
     pool_rule = LOGSUMEXP
     closed_form = True
+
+    def cvxpy(self, y: Any) -> Any:
+        """eps Omega(y) as an expression of cvxpy, for ``ConvexSet``; a constant eps."""
+        import cvxpy as cp
+
+        return -cp.sum(cp.entr(y)) * self.eps
 
     @classmethod
     def on_box(cls) -> type[Regularizer]:
@@ -269,6 +294,12 @@ class BinaryEntropy(Regularizer):
     roles = frozenset({"capped", "box", "step"})
     bounded = True
     log_residual = True
+
+    def cvxpy(self, y: Any) -> Any:
+        """eps Omega(y) as an expression of cvxpy, for ``ConvexSet``; a constant eps."""
+        import cvxpy as cp
+
+        return -(cp.sum(cp.entr(y)) + cp.sum(cp.entr(1 - y))) * self.eps
 
     @staticmethod
     def phi(z: Tensor, shape: Tensor) -> Tensor:

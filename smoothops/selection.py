@@ -31,7 +31,7 @@ def where(condition: Tensor, x: Number, y: Number) -> Tensor:
         x, y: tensors or numbers; all three broadcast.
 
     Returns: in the floating dtype that x and y promote to. Raises: ValueError for c outside of [0, 1].
-    It cannot cure where(c, sqrt(x), 0), whose NaN arises inside sqrt at its backward pass: use ``cond``.
+    It cannot cure where(c, sqrt(x), 0), whose NaN arises inside sqrt at its backward pass: use :func:`cond`.
     Source: Blondel, Roulet 2024, chapter 5.
 
     Example:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from oracles import hard_mask, hard_one, hard_part, hard_rank, importance, present, repeated, spread
 from registry_logic import LOGIC
+from registry_matrices import MATRICES
 from registry_more import MORE
 from registry_parts import (
     ABSENT,
@@ -62,6 +63,7 @@ from registry_parts import (
     positions,
     simplex,
 )
+from registry_sets import SETS
 from torch import Tensor
 
 import smoothops as so
@@ -157,6 +159,8 @@ OPERATORS = [
     Operator("OrderPolytope.max", on_last_max(falling), CONE_MAXIMUM, CONE, equation=of(falling), maximum=1),
     *MORE,
     *LOGIC,
+    *MATRICES,
+    *SETS,
 ]
 # fmt: on
 

@@ -41,7 +41,7 @@ LAPLACE_VALUES = Kind("invariant", 1.0, 1, symmetric_ties=False)
 def placed(x: Tensor, s: so.Smoothing, d: int) -> Tensor:
     """P v along d for a fixed v."""
     matrix = so.argsort(x, d, smoothing=s)
-    return (matrix * spread(x.shape[d]).to(matrix)).sum(-1).movedim(-1, d)
+    return (matrix * spread(x.shape[d]).to(matrix)).sum(-1)
 
 
 def reordered(x: Tensor, s: so.Smoothing, d: int) -> Tensor:

@@ -69,8 +69,10 @@ FAMILIES = {
     "entmax": Family(lambda eps: so.Tsallis(1.5, 1.0), FIXED),
 }
 
-# smoothings of sorts only
+# smoothings of matrices and sorts only
+EXACTLY = so.Sinkhorn(tol=1e-15)
 RELAXED = {
+    "sinkhorn": Family(partial(so.Entropy, solver=EXACTLY)),
     "softsort": Family(so.SoftSort),
     "neuralsort": Family(so.NeuralSort),
     "network": Family(so.SortingNetwork),

@@ -25,7 +25,7 @@ PACKAGES = (so, implicit)
 # Each module imports from its own row or from rows above it; within a row there is no cycle.
 LAYERS = {
     "smoothops": (
-        ("_axes", "_opaque", "_reduction", "kernels", "kernels.*"),
+        ("_axes", "_opaque", "_reduction", "solvers", "kernels", "kernels.*"),
         ("smoothing",),
         ("_regularizer",),
         ("regularizers",),
@@ -37,6 +37,7 @@ LAYERS = {
         ("comparisons", "logic", "selection"),
         ("control", "control.*"),
         ("soften", "soften.*"),
+        ("softened", "_soft_values", "_soft_boolean", "_soft_integer", "_soft_reading", "_composites", "_replaced"),
         ("fenchel_young", "metrics", "metrics.*"),
         ("losses", "losses.*"),
         ("nn",),
@@ -60,11 +61,19 @@ LAYERS = {
             "_qp_report",
             "_qp_batch",
         ),
+        (
+            "_program_cones",
+            "_program_solvers",
+            "_program_form",
+            "_program_dpp",
+            "_program_factors",
+            "_program_solve",
+        ),
         ("qp", "program", "bilevel", "equilibrium"),
     ),
 }
 # smoothops may use implicit from here only, and only inside a function
-USERS_OF_IMPLICIT = {"polytopes.transport", "polytopes.program", "polytopes.generic", "control"}
+USERS_OF_IMPLICIT = {"polytopes.transport", "polytopes.program", "polytopes.generic"}
 
 SMOOTHINGS = {
     "Hard": so.Hard(),

@@ -260,3 +260,16 @@ def test_bad_indices() -> None:
         so.bucketize(x, double(1.0, 0.0))
     with pytest.raises(ValueError, match="Perturbed"):
         so.bucketize(x, double(0.0), smoothing=so.Perturbed(0.1))
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, -1, -2])
+def test_a_soft_argsort_is_an_index(dim: int) -> None:
+    """Positions along ``dim``, items last: what take_along_dim and gather read."""
+    x = random(3, 4, 5)
+    for smoothing in (so.Hard(), so.Laplace(1e-6)):
+        index = so.argsort(x, dim, smoothing=smoothing)
+        assert index.shape == (3, 4, 5, x.shape[dim])
+        torch.testing.assert_close(so.take_along_dim(x, index, dim), x.sort(dim).values)
+        torch.testing.assert_close(so.gather(x, dim, index), x.sort(dim).values)
+    top = so.argtopk(x, 2, dim, smoothing=so.Hard())
+    assert torch.equal(so.take_along_dim(x, top, dim), x.topk(2, dim).values)

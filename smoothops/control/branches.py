@@ -74,7 +74,7 @@ def cond(
 
 
 def switch(weights: Tensor, branches: Sequence[Callable[..., Any]], *args: Any, prune: bool = False) -> Any:
-    """sum_k weights_k branches[k](*args): the ordinary choice of a branch where the weights are 0 and 1.
+    """``sum_k weights_k branches[k](*args)``: the ordinary choice of a branch where the weights are 0 and 1.
 
     Args:
         weights: (..., len(branches)), nonnegative, summing to 1 along the last dim, as argmax and bucketize give them;

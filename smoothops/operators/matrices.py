@@ -14,6 +14,7 @@ from ..relaxations import Relaxation
 from ..smoothing import Problem, SmoothingLike, as_smoothing
 from ..soft_permutation import SoftPermutation
 from ..stochastic import Perturbed
+from ._matched import Matched
 from ._placed import Placed
 from .order import ascending, check_count, descending_order, positions
 
@@ -55,18 +56,18 @@ def argsort(
 ) -> Tensor:  # fmt: skip
     """Soft argsort: for each position a distribution over the items.
 
-    Laplace: the dense form of :func:`soft_permutation`, whose arguments these are. Hard: the permutation matrix of
-    ``torch.argsort(x, stable=True)``.
+    Laplace: the dense form of :func:`soft_permutation`, whose arguments these are. Entropy, Quadratic: the programme
+    y = argmax <rho x', P> - eps Omega(P) over Birkhoff's polytope, rho = (1, ..., n). Hard: a permutation matrix.
 
     Args:
         x: (..., n, ...).
-        stable: accepted; Hard is always stable.
-        smoothing: a number eps, in the unit of x, means Laplace(eps); None: Laplace(Mixing(3.0)). Also SortingNetwork,
-            Perturbed (the mean permutation of x + eps Z), SoftSort, NeuralSort, Hard.
+        stable: accepted; Hard is always stable, as ``torch.argsort(x, stable=True)``.
+        smoothing: a number eps, in the unit of x, means Laplace(eps); None: Laplace(Mixing(3.0)). Also Entropy(eps,
+            solver=Sinkhorn(...)), Quadratic, SortingNetwork, Perturbed (mean of x + eps Z), SoftSort, NeuralSort, Hard.
 
-    Returns: (..., n_position, n_item): the other dims of x, then position and item; doubly stochastic, except for
-    SoftSort and NeuralSort, whose columns do not sum to 1. Absent items have zero columns.
-    Raises: ValueError for a smoothing without a matrix. Complexity: O(n^2) time and memory, that of the answer.
+    Returns: a soft index, x's shape, positions along ``dim``, and a last dim of items; doubly stochastic, except for
+    SoftSort and NeuralSort, whose columns do not sum to 1. Absent items have zero columns. See :func:`take_along_dim`.
+    Raises: ValueError for a smoothing without a matrix. Complexity: O(n^2), that of the answer; on Birkhoff more.
 
     Example:
         >>> so.argsort(torch.tensor([2.0, 0.0, 1.0]), smoothing=so.Hard())
@@ -81,7 +82,8 @@ def argsort(
         return torch.where(bad, matrix + rows.poison.sum(-1, keepdim=True).unsqueeze(-1), matrix).to(rows.dtype)
 
     def soft(reg: Regularizer) -> Tensor:
-        check_role(reg, "cdf", "argsort")
+        if check_role(reg, ("cdf", "transport"), "argsort") == "transport":
+            return finished(Placed(rows, descending).matrix(Matched(reg)))
         return soft_permutation(x, dim, descending, where=where, smoothing=reg).dense()
 
     def hard() -> Tensor:
@@ -97,7 +99,8 @@ def argsort(
         matrix = p.average(rows.lowered(), flat, rows.parameter(p.eps, "eps"))
         return finished(matrix.reshape(*matrix.shape[:-1], rows.n, rows.n))
 
-    return as_smoothing(smoothing, Laplace, Mixing(3.0)).solve(Problem(hard, soft, relaxed, sampled))
+    matrix = as_smoothing(smoothing, Laplace, Mixing(3.0)).solve(Problem(hard, soft, relaxed, sampled))
+    return matrix.movedim(-2, rows.dims[0]) if rows.dims else matrix
 
 
 def _permutation(rows: Rows, descending: bool) -> Tensor:
@@ -124,8 +127,8 @@ def argtopk(
         sorted: accepted; the rows are always in order.
         where, smoothing: as in :func:`argsort`.
 
-    Returns: (..., k, n), each row a distribution over the items. Raises: ValueError for k out of range.
-    Complexity: O(n^2) time and memory.
+    Returns: a soft index (..., k, ..., n), a distribution over the items for each place.
+    Raises: ValueError for k out of range. Complexity: O(n^2) time and memory.
 
     Example:
         >>> so.argtopk(torch.tensor([2.0, 0.0, 1.0]), 1, smoothing=so.Hard())
@@ -135,4 +138,5 @@ def argtopk(
     if isinstance(k, Tensor):
         raise TypeError("k must be an int in argtopk: all rows have the same number of positions")
     most = check_count(x, k, dim)
-    return argsort(x, dim, largest, where=where, smoothing=smoothing).narrow(-2, 0, most)
+    matrix = argsort(x, dim, largest, where=where, smoothing=smoothing)
+    return matrix.narrow(dim % x.ndim if x.ndim else 0, 0, most)

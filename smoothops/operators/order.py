@@ -19,6 +19,7 @@ from ..regularizers import Quadratic
 from ..relaxations import Relaxation
 from ..smoothing import Problem, SmoothingLike, as_smoothing
 from ..stochastic import Perturbed
+from ._matched import Matched
 from ._placed import Placed
 
 Strength = Callable[[Regularizer], Tensor]
@@ -47,7 +48,8 @@ def sort(
         stable: accepted; ties are always differentiated along the stable order.
         where: bool mask; the present items come sorted, then ``fill`` in place of the absent ones.
         smoothing: a number eps, in the unit 1/x, means Quadratic(eps): equal to torch.sort iff all gaps are <= 1/eps.
-            None: Quadratic(Mixing(3.0)), eps from the data. Entropy: log argmax over the permutahedron of e^x.
+            None: Quadratic(Mixing(3.0)), eps from the data. Entropy: log argmax over the permutahedron of e^x; with
+            solver=Sinkhorn(): P x, P the soft :func:`argsort` on Birkhoff's polytope, eps in the unit of x.
             Laplace(eps), eps in the unit of x: the inverse of a sum of Laplace laws. SoftSort, NeuralSort and
             SortingNetwork, eps in the unit of x. Perturbed: noise on rho, eps in positions. Or Hard.
 
@@ -86,9 +88,13 @@ class _Sorting:
         return self._arranged(self._ordered[1])
 
     def plain(self, reg: Regularizer) -> Tensor:
+        if reg.solver is not None:
+            return self.relaxed(Matched(reg))
         return self._arranged(_solver(reg, "sort")(*self._ordered).solve(self.rows, reg))
 
     def soft(self, reg: Regularizer) -> Tensor:
+        if reg.solver is not None:
+            return self.plain(reg)
         again = lambda x, r: _Sorting(Rows(x), self.descending).plain(r)  # noqa: E731
         y = _solver(reg, "sort").fused(self.rows, False, self.descending, reg, again)
         return self.plain(reg) if y is None else y
@@ -122,7 +128,8 @@ def rank(
         weights: positive, broadcastable to x; an integer weight counts as so many copies (Quadratic, Perturbed, Hard).
         where: bool mask; the ranks run over the present items, absent ones have rank 0.
         smoothing: a number eps, in the unit of x, means Quadratic(eps): equal to hard ranks iff all gaps are >= eps.
-            None: Quadratic(Mixing(3.0)), eps from the data. Also Entropy, Laplace, Perturbed, Hard (ties averaged).
+            None: Quadratic(Mixing(3.0)), eps from the data. Also Entropy (with solver=Sinkhorn(): P' rho, P the soft
+            :func:`argsort` on Birkhoff's polytope), Laplace, Perturbed, Hard (ties averaged).
 
     Returns: ranks in [1, n], the smallest 1 unless descending; they sum to n (n + 1)/2. Infinities are extremes.
     Raises: ValueError for a smoothing that does not rank, or weights <= 0. Complexity: O(n log n) time, O(n) memory.
@@ -167,13 +174,23 @@ class _Ranking:
         return self.rows.poisoned(p.average(self.rows.lowered(), ranks, self.rows.parameter(p.eps, "eps")))
 
     def plain(self, reg: Regularizer) -> Tensor:
+        if reg.solver is not None:
+            return self._matched(reg)
         return self._back(_solver(reg, "rank")(*self._ordered).argmax(self.rows, reg))
+
+    def _matched(self, reg: Regularizer) -> Tensor:
+        """P' rho, P the soft argsort over Birkhoff's polytope."""
+        matrix = Placed(self.rows, self.descending).matrix(Matched(reg))
+        place = torch.arange(1, self.rows.n + 1, dtype=matrix.dtype, device=matrix.device)
+        return self.rows.poisoned((place.unsqueeze(-1) * matrix).sum(-2))
 
     def soft(self, reg: Regularizer) -> Tensor:
         solver = _solver(reg, "rank")
         if self.weights is not None:
             if not isinstance(reg, Quadratic):
                 raise ValueError(f"weights in rank need Quadratic, Perturbed or Hard, got {type(reg).__name__}")
+            return self.plain(reg)
+        if reg.solver is not None:
             return self.plain(reg)
         again = lambda x, r: _Ranking(Rows(x), self.descending, None).plain(r)  # noqa: E731
         y = solver.fused(self.rows, True, self.descending, reg, again)

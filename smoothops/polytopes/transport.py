@@ -1,0 +1,197 @@
+"""Transport polytopes: matrices P >= 0 with given row and column sums; Birkhoff's, of doubly stochastic matrices."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .._axes import Rows, check_tensor, concrete, wide_dtype
+from .._regularizer import Mixing, Regularizer
+from ..regularizers import Entropy, Quadratic
+from ..solvers import Sinkhorn
+from ._assignment import all_vertices, vertex
+from ._entropic import plan, value
+from ._semidual import Sparse
+from .base import Polytope
+
+MISMATCH = 1e-5  # sums of the two marginals this close are the same number, rounded
+
+
+@dataclass(frozen=True, eq=False)
+class Transport(Polytope):
+    """{P >= 0 : P 1 = a, P' 1 = b}: ways to move masses a to masses b; theta (..., n, m) is minus the cost.
+
+    argmax is the plan, max minus the regularized cost, with gradient P. Omega is shifted by the mean of its values at
+    a and at b, so that max >= the hard maximum: Entropy is sum P log P - (sum a log a + sum b log b)/2.
+
+    Args:
+        a, b: (..., n) and (..., m), >= 0, of the same sum (rounding is evened out), with gradient.
+
+    A number means Entropy: Sinkhorn, O(n m) a sweep. Quadratic: sparse plans, by Newton on the semi-dual. Hard: an
+    exact vertex, by scipy, without gradient. theta = -inf forbids a pair. ValueError where no plan exists.
+    Source: Cuturi 2013, "Sinkhorn distances"; Blondel, Seguy, Rolet 2018, "Smooth and sparse optimal transport".
+
+    Example:
+        >>> so.Transport(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])).argmax(torch.eye(2), so.Entropy(0.5))
+        tensor([[0.2416, 0.2584],
+                [0.0084, 0.4916]])
+    """
+
+    a: Tensor
+    b: Tensor
+
+    role: ClassVar[str] = "transport"
+    default: ClassVar[type[Regularizer]] = Entropy
+    default_eps: ClassVar[Any] = 0.1
+    event_dims = (-2, -1)
+    anneal: ClassVar[bool] = True  # whether theta may be anything: start from a large eps
+
+    def __post_init__(self) -> None:
+        for name, mass in (("a", check_tensor(self.a, "a")), ("b", check_tensor(self.b, "b"))):
+            if mass.ndim == 0:
+                raise ValueError(f"{name} must have at least one dimension: the masses (..., n)")
+            if concrete(mass) and not bool(((mass >= 0) & mass.isfinite()).all()):
+                raise ValueError(f"{name} must be finite and >= 0: masses, got a minimum of {mass.min().item()}")
+        if concrete(self.a) and concrete(self.b):
+            sums = [mass.detach().double().sum(-1) for mass in (self.a, self.b)]
+            gap, scale = (sums[0] - sums[1]).abs(), torch.maximum(*sums)
+            if bool((gap > MISMATCH * scale).any()):
+                worst = int((gap / scale).argmax())
+                given = [s.expand(gap.shape).reshape(-1)[worst].item() for s in sums]
+                raise ValueError(f"a and b must have the same sum, got {given[0]} and {given[1]}; rescale one of them")
+
+    # --- the marginals ------------------------------------------------------------------------------------------------
+
+    def _masses(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """a (..., n) and b (..., m) as given, in the wide dtype."""
+        masses = []
+        for name, mass, size in zip("ab", (self.a, self.b), rows.sizes, strict=True):
+            if mass.shape[-1] != size:
+                raise ValueError(
+                    f"theta of shape {tuple(rows.shape)} has matrices {rows.sizes[0]} x {rows.sizes[1]}, "
+                    f"but {name} has {mass.shape[-1]} entries"
+                )
+            mass = check_tensor(mass, name).to(device=rows.device, dtype=rows.wide)
+            try:
+                mass.expand(*rows.batch, size)
+            except RuntimeError:
+                raise ValueError(
+                    f"{name} of shape {tuple(mass.shape)} does not broadcast to the batch {rows.batch} of theta"
+                ) from None
+            masses.append(mass[(None,) * (len(rows.batch) + 1 - mass.ndim)])  # as many dims as theta has rows
+        return masses[0], masses[1]
+
+    def _marginals(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """a (..., n, 1) and b (..., 1, m), each of sum 1, and the mass (..., 1, 1) of which they are the shares."""
+        a, b = self._masses(rows)
+        a, b = a.unsqueeze(-1), b.unsqueeze(-2)
+        sums = [mass.sum((-2, -1), keepdim=True) for mass in (a, b)]
+        shares = [mass / torch.where(s > 0, s, 1) for mass, s in zip((a, b), sums, strict=True)]
+        return shares[0], shares[1], (sums[0] + sums[1]) / 2
+
+    def _vertex_energy(self, rows: Rows, family: type[Regularizer], shape: Tensor) -> Tensor:
+        return sum(family.omega(mass, shape).sum(-1, keepdim=True) for mass in self._masses(rows)) / 2  # type: ignore[return-value]
+
+    # --- the answers --------------------------------------------------------------------------------------------------
+
+    def _hard(self, rows: Rows) -> Tensor:
+        a, b, mass = self._marginals(rows)
+        x = rows.x.detach().unflatten(-1, rows.sizes)
+        return vertex(x, (a * mass).detach(), (b * mass).detach()).flatten(-2)
+
+    def strength(self, rows: Rows, reg: Regularizer) -> Tensor:
+        if isinstance(reg.eps, Mixing):
+            raise ValueError("Mixing counts the inputs of a vector, which a matrix is not; give a number or a tensor")
+        return rows.parameter(reg.eps, "eps")
+
+    def _given(self, x: Tensor, rows: Rows, reg: Regularizer) -> tuple[Any, ...]:
+        """What the solver takes: theta (..., n, m), eps, the marginals and the mass, and options."""
+        solver = reg.solver if reg.solver is not None else Sinkhorn()
+        tol = solver.tol if solver.tol is not None else 1e-10 if rows.dtype == torch.float64 else 1e-7
+        options = (tol, solver.max_iter, solver.on_fail, self.anneal)
+        a, b, mass = self._marginals(rows)
+        eps = self.strength(rows, reg).unsqueeze(-1)
+        if isinstance(reg, Quadratic):  # |P|^2 does not scale as P
+            return x, eps, mass * a, mass * b, options
+        return x, eps, a, b, mass, options
+
+    def _finite(self, rows: Rows) -> bool:
+        """Whether nothing needs care; a look at the numbers, where they may be looked at."""
+        x = rows.given.detach()
+        if not concrete(x) or not x.numel():
+            return False
+        low, high = torch.aminmax(x)
+        if high == torch.inf:
+            raise ValueError("theta holds +inf, which no plan can follow; forbid the other pairs with -inf")
+        return not (bool(high.isnan()) or bool(low.isnan()))
+
+    def _fused(self, rows: Rows, reg: Regularizer) -> Tensor | None:
+        if not self._finite(rows):
+            return None
+        return self._plan(rows.given.to(rows.wide), rows, reg)
+
+    def _soft(self, rows: Rows, reg: Regularizer) -> Tensor:
+        return self._plan(rows.x, rows, reg)
+
+    def _plan(self, x: Tensor, rows: Rows, reg: Regularizer) -> Tensor:
+        given = self._given(x.unflatten(-1, rows.sizes), rows, reg)
+        return (Sparse(*given).plan if isinstance(reg, Quadratic) else plan(*given)).flatten(-2)
+
+    def _soft_max(self, rows: Rows, reg: Regularizer) -> Tensor:
+        self._finite(rows)
+        given = self._given(rows.x.unflatten(-1, rows.sizes), rows, reg)
+        return (Sparse(*given).value() if isinstance(reg, Quadratic) else value(*given)).flatten(-2)
+
+    # --- what the set is ----------------------------------------------------------------------------------------------
+
+    def contains(self, y: Tensor, tol: float = 1e-6) -> Tensor:
+        rows = Rows(y, self.event_dims)
+        p = rows.x.unflatten(-1, rows.sizes)
+        a, b = self._masses(rows)
+        scale = tol * max(1, *rows.sizes) * torch.maximum(a.amax(-1), b.amax(-1)).clamp(max=1)
+        inside = (p >= -tol).flatten(-2).all(-1)
+        inside = inside & ((p.sum(-1) - a).abs().amax(-1) <= scale)
+        return inside & ((p.sum(-2) - b).abs().amax(-1) <= scale)
+
+    def vertices(self, n: int | None = None) -> Tensor:
+        """All vertices, (number, n, m): for tests and tiny n and m."""
+        if self.a.ndim != 1 or self.b.ndim != 1:
+            raise ValueError(f"vertices needs single masses, got {tuple(self.a.shape)} and {tuple(self.b.shape)}")
+        return all_vertices(self.a, self.b)
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Birkhoff(Transport):
+    """{P >= 0 : P 1 = 1, P' 1 = 1}: doubly stochastic matrices, with the permutations as vertices; theta (..., n, n).
+
+    argmax is a soft matching, max its value; as :class:`Transport` with masses 1, where Omega is 0 at the vertices.
+    Source: Adams, Zemel 2011, "Ranking via Sinkhorn propagation"; Mena et al. 2018, "Learning latent permutations".
+
+    Example:
+        >>> so.Birkhoff().argmax(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), so.Entropy(1.0))
+        tensor([[0.6225, 0.3775],
+                [0.3775, 0.6225]])
+    """
+
+    def __init__(self) -> None:
+        one = torch.ones(1, dtype=torch.float64)
+        object.__setattr__(self, "a", one)
+        object.__setattr__(self, "b", one)
+
+    def __repr__(self) -> str:
+        return "Birkhoff()"
+
+    def _masses(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        if rows.sizes[0] != rows.sizes[1]:
+            raise ValueError(f"Birkhoff needs square matrices, got theta of shape {tuple(rows.shape)}; see Transport")
+        one = torch.ones(rows.sizes[0], dtype=wide_dtype(rows.device), device=rows.device)
+        return one, one
+
+    def vertices(self, n: int | None = None) -> Tensor:
+        if n is None:
+            raise ValueError("Birkhoff does not know its dimension; call vertices(n)")
+        return torch.stack([torch.eye(n, dtype=torch.float64)[list(p)] for p in itertools.permutations(range(n))])
