@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 import torch
@@ -277,3 +279,11 @@ def test_dtypes_and_pickling() -> None:
 def test_source_shows_the_generated_code() -> None:
     assert squared.source.startswith("def squared(_so):")
     assert "_so.decide(_so.compare(_w.x, '>', 0))" in squared.source
+
+
+def test_every_test_that_the_table_names_is_there() -> None:
+    here = Path(__file__).parent
+    named = set(re.findall(r"`(test_\w+)`", (here.parent / "docs" / "soften.md").read_text()))
+    assert len(named) > 20
+    there = {name for path in here.glob("test_soften*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
+    assert named <= there, named - there

@@ -7,6 +7,7 @@ import functools
 import inspect
 import types
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,10 @@ from .weights import Weight, heaviest, product
 DEPTH = 80  # of softened functions that call each other: a soft recursion ends only where its weight does
 
 
+# one function is often softened at many eps
+COMPILED: weakref.WeakKeyDictionary[Callable[..., Any], tuple] = weakref.WeakKeyDictionary()
+
+
 class Softened:
     """A softened function; see :func:`soften`.
 
@@ -40,7 +45,9 @@ class Softened:
     """
 
     def __init__(self, function: Callable[..., Any], smoothing: SmoothingLike, max_iter: int, max_worlds: int) -> None:
-        self._run, self.source, self._aliases = compiled(function)
+        if function not in COMPILED:
+            COMPILED[function] = compiled(function)
+        self._run, self.source, self._aliases = COMPILED[function]
         functools.update_wrapper(self, function)
         self._smoothing, self._max_iter, self._max_worlds = smoothing, max_iter, max_worlds
         self._signature = inspect.signature(function)
