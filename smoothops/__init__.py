@@ -87,6 +87,7 @@ from .control import (
     switch,
     while_loop,
 )
+from .soften import soften
 from .softened import softened
 from . import losses, metrics
 from .fenchel_young import FenchelYoung
@@ -210,6 +211,7 @@ __all__ = [
     "Sqrt",
     "Binomial",
     # existing code
+    "soften",
     "softened",
     # losses and metrics
     "FenchelYoung",

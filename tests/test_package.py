@@ -36,7 +36,7 @@ LAYERS = {
         ("operators", "operators.*", "elementwise", "envelopes", "dynamic_programming"),
         ("comparisons", "logic", "selection"),
         ("control", "control.*"),
-        ("soften",),
+        ("soften", "soften.*"),
         ("softened", "_soft_values", "_soft_boolean", "_soft_integer", "_soft_reading", "_composites", "_replaced"),
         ("fenchel_young", "metrics", "metrics.*"),
         ("losses", "losses.*"),

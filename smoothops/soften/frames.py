@@ -1,0 +1,193 @@
+"""The state of one world: its local variables, copied where it forks, and walks through what they hold."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._axes import concrete
+from .errors import cannot
+from .values import SoftBool
+from .weights import Mass, Weight
+
+MUTABLE = (list, dict, set, deque, bytearray)
+ATOMS = (int, float, bool, str, type(None), Tensor, SoftBool, range, bytes, complex)
+
+
+class Frame:
+    """Local variables as attributes, beside the weight of the world that they belong to."""
+
+    __slots__ = ("__dict__", "_so_mass", "_so_weight")
+
+    def __init__(self, variables: dict[str, Any], weight: Weight = (), mass: Mass = 1.0) -> None:
+        self.__dict__ = variables
+        self._so_weight, self._so_mass = weight, mass
+
+    def __getattr__(self, name: str) -> Any:
+        raise UnboundLocalError(
+            f"cannot access local variable '{name}' where it is not associated with a value (a variable that only some "
+            "of the soft paths bind is unbound where they meet)"
+        )
+
+    def _so_fork(self) -> Frame:
+        """A copy that shares nothing that can change; aliases stay aliases."""
+        memo: dict[int, Any] = {}
+        return Frame({k: copied(v, memo) for k, v in self.__dict__.items()}, self._so_weight, self._so_mass)
+
+
+def copied(x: Any, memo: dict[int, Any]) -> Any:
+    """x with its containers copied; tensors are shared, since none is ever changed in place."""
+    if isinstance(x, ATOMS):
+        return x
+    if id(x) in memo:
+        return memo[id(x)]
+    kind = type(x)
+    if kind is list:
+        new: list[Any] = []
+        memo[id(x)] = new
+        new.extend(item if isinstance(item, ATOMS) else copied(item, memo) for item in x)
+        return new
+    if isinstance(x, dict):
+        memo[id(x)] = entries = x.copy()
+        for key, item in x.items():
+            entries[key] = copied(item, memo)
+        return entries
+    if isinstance(x, tuple):
+        items = [copied(item, memo) for item in x]
+        if all(a is b for a, b in zip(items, x, strict=True)):
+            return x
+        return kind(*items) if hasattr(x, "_fields") else kind(items)
+    if isinstance(x, list | deque):
+        memo[id(x)] = more = x.copy()
+        for i, item in enumerate(x):
+            more[i] = copied(item, memo)
+        return more
+    if isinstance(x, set | bytearray):
+        memo[id(x)] = x.copy()
+        return memo[id(x)]
+    return x
+
+
+def frozen(x: Any) -> bool:
+    """Whether nothing in x can change."""
+    if isinstance(x, tuple):
+        return all(frozen(item) for item in x)
+    return not isinstance(x, MUTABLE)
+
+
+class Form:
+    """What must agree for worlds to merge: structure, aliases and discrete values; and the shapes of the soft ones."""
+
+    def __init__(self, *, aliases: bool, integers: bool = False) -> None:
+        self.aliases, self.integers = aliases, integers
+        self.shapes: list[tuple[int, ...]] = []
+        self.seen: dict[int, int] = {}
+
+    def of(self, x: Any) -> Any:
+        kind = type(x)
+        if kind is float or (self.integers and kind in (int, bool)):
+            self.shapes.append(())
+            return "number"
+        if isinstance(x, Tensor):
+            return self.tensor(x)
+        if kind is int or kind is bool or kind is str or x is None or kind is bytes or kind is complex:
+            return (kind, x)
+        if kind is SoftBool:
+            self.shapes.append(tuple(x.p.shape))
+            return "number" if self.integers else "boolean"
+        if kind is range:
+            return (kind, x.start, x.stop, x.step)
+        if isinstance(x, tuple):
+            return (kind, *(self.of(item) for item in x))
+        if isinstance(x, MUTABLE):
+            if id(x) in self.seen:
+                return ("alias", self.seen[id(x)])
+            self.seen[id(x)] = len(self.seen)
+            return self.container(x)
+        return (kind, id(x))
+
+    def tensor(self, x: Tensor) -> Any:
+        if x.is_floating_point():
+            self.shapes.append(tuple(x.shape))
+            if self.aliases and x.ndim:
+                return ("number", self.seen.setdefault(id(x), len(self.seen)))
+            return "number"
+        if self.integers and x.numel() == 1:
+            self.shapes.append(())
+            return "number"
+        if not concrete(x):
+            return ("tensor", id(x))
+        return ("tensor", x.dtype, tuple(x.shape), tuple(x.reshape(-1).tolist()))
+
+    def container(self, x: Any) -> Any:
+        kind = type(x)
+        if isinstance(x, dict):
+            return (kind, *((key, self.of(item)) for key, item in x.items()))
+        if isinstance(x, set):
+            return (kind, frozenset(x))
+        return (kind, bytes(x)) if isinstance(x, bytearray) else (kind, *(self.of(item) for item in x))
+
+
+def tensors(x: Any, seen: set[int]) -> list[Tensor]:
+    """All tensors that x holds."""
+    if isinstance(x, Tensor):
+        return [x]
+    if not isinstance(x, (*MUTABLE, tuple)) or id(x) in seen:
+        return []
+    seen.add(id(x))
+    items = x.values() if isinstance(x, dict) else x
+    return [t for item in items for t in tensors(item, seen)]
+
+
+def replaced(x: Any, old: Tensor, new: Tensor, memo: set[int]) -> Any:
+    """x, in which every reference to ``old`` has become one to ``new``; its lists and dicts stay themselves."""
+    if x is old:
+        return new
+    if isinstance(x, tuple):
+        items = [replaced(item, old, new, memo) for item in x]
+        if all(a is b for a, b in zip(items, x, strict=True)):
+            return x
+        return type(x)(*items) if hasattr(x, "_fields") else type(x)(items)
+    if isinstance(x, list | deque | dict) and id(x) not in memo:
+        memo.add(id(x))
+        for key, item in list(x.items() if isinstance(x, dict) else enumerate(x)):
+            x[key] = replaced(item, old, new, memo)
+    return x
+
+
+def rebind(frame: Frame, old: Tensor, new: Tensor, name: str) -> None:
+    """Writes ``new`` wherever the world holds ``old``: a change in place, as its aliases see it."""
+    held = [t for t in tensors(frame.__dict__, set()) if t is not old and t.ndim]
+    if any(shares_memory(t, old) for t in held):
+        raise cannot(
+            f"{name} writes to a tensor that another variable is a view of; take a copy of the view with .clone(), or "
+            "write through one name, as in a[i, j] = value"
+        )
+    if not any(t is old for t in tensors(frame.__dict__, set())):
+        raise cannot(f"{name} writes to a tensor that is no local variable; pass it as an argument and return it")
+    memo: set[int] = set()
+    for key, value in list(frame.__dict__.items()):
+        frame.__dict__[key] = replaced(value, old, new, memo)
+
+
+def shares_memory(a: Tensor, b: Tensor) -> bool:
+    base = a if a._base is None else a._base
+    return base is (b if b._base is None else b._base)
+
+
+def mapped(x: Any, leaf: Callable[[Any], Any]) -> Any:
+    """x with ``leaf`` of all that is no container."""
+    if isinstance(x, tuple):
+        items = [mapped(item, leaf) for item in x]
+        return type(x)(*items) if hasattr(x, "_fields") else type(x)(items)
+    if type(x) is dict:
+        return {key: mapped(item, leaf) for key, item in x.items()}
+    return [mapped(item, leaf) for item in x] if type(x) is list else leaf(x)
+
+
+def scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((), float(value), dtype=dtype, device=device)

@@ -1,0 +1,159 @@
+"""Worlds that agree in their discrete state become one: floats and tensors are averaged by weight."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._axes import concrete
+from ..control._trees import add, lead, mix
+from .frames import MUTABLE, Form, Frame, scalar
+from .values import SoftBool, soft
+from .weights import Factor, Mass, Weight, common, heaviest, product, times, twins
+
+
+class Mean:
+    """The weighted mean over the worlds with these weights."""
+
+    def __init__(self, weights: Sequence[Weight]) -> None:
+        self.dtype = next(factor.dtype for weight in weights for factor in weight)
+        self.p: Tensor | None = None
+        self.parts: list[Tensor] = []
+        if len(weights) == 2 and twins(*weights):
+            self.weight, self.p = weights[0][:-1], weights[0][-1].value
+            return
+        shared = common(weights)
+        parts = [torch.as_tensor(product(weight[shared:])) for weight in weights]
+        wide = max(parts, key=lambda part: part.ndim)
+        parts = [lead(part, wide, "condition") for part in parts]
+        total = reduce(torch.add, parts)
+        safe = torch.where(total == 0, 1, total)
+        self.parts = [part / safe for part in parts]
+        self.weight = weights[0][:shared]
+        # all of the mass that forked there: a factor 1, also in its derivatives
+        if not concrete(total) or not bool(((total - 1).abs() <= 2.0**-50).all()):
+            self.weight = (*self.weight, Factor(total, self.dtype))
+
+    def __call__(self, values: Sequence[Any]) -> Tensor:
+        found = [v for v in values if isinstance(v, Tensor)]
+        floating = [t.dtype for t in found if t.is_floating_point()]
+        dtype = reduce(torch.promote_types, floating) if floating else self.dtype
+        device = found[0].device if found else (self.parts[0] if self.p is None else self.p).device
+        leaves = [v.to(dtype) if isinstance(v, Tensor) else scalar(v, dtype, device) for v in values]
+        if self.p is not None:
+            x, y = torch.broadcast_tensors(*leaves)
+            return mix(lead(self.p, x, "a condition"), x, y)
+        leaves = list(torch.broadcast_tensors(*leaves))
+        total: Tensor | None = None
+        for part, leaf in zip(self.parts, leaves, strict=True):
+            total = add(total, part, leaf, "a condition")
+        assert total is not None
+        return total.to(dtype)
+
+
+def blend(values: Sequence[Any], mean: Mean, memo: dict[tuple[int, ...], Any]) -> Any:
+    """The mean of one variable over worlds of equal form."""
+    first = values[0]
+    if all(v is first for v in values):
+        return first
+    if soft(first) or isinstance(first, float) or any(soft(v) or isinstance(v, float) for v in values):
+        return numbers(values, mean, memo)
+    if not isinstance(first, (*MUTABLE, tuple)):
+        if isinstance(first, int | Tensor) and any(type(v) is not type(first) or v is not first for v in values):
+            return first if same(values) else mean(values)
+        return first
+    key = tuple(map(id, values))
+    if key in memo:
+        return memo[key]
+    if isinstance(first, tuple):
+        items = [blend(column, mean, memo) for column in zip(*values, strict=True)]
+        return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
+    memo[key] = first  # the containers of the first world hold the answer
+    if isinstance(first, dict):
+        for name in first:
+            first[name] = blend([v[name] for v in values], mean, memo)
+    elif isinstance(first, list | deque):
+        for i in range(len(first)):
+            first[i] = blend([v[i] for v in values], mean, memo)
+    return first
+
+
+def same(values: Sequence[Any]) -> bool:
+    if isinstance(values[0], Tensor):
+        return all(isinstance(v, Tensor) and torch.equal(v, values[0]) for v in values)
+    return all(v == values[0] for v in values)
+
+
+def numbers(values: Sequence[Any], mean: Mean, memo: dict[tuple[int, ...], Any]) -> Any:
+    if not any(soft(v) for v in values) and all(v == values[0] for v in values):
+        return values[0]
+    key = tuple(id(v) for v in values)
+    if key not in memo:
+        if all(isinstance(v, SoftBool) for v in values):
+            p = mean([v.p for v in values])
+            memo[key] = SoftBool(p, values[0].dtype)
+        else:
+            memo[key] = mean([v.number if isinstance(v, SoftBool) else v for v in values])
+    return memo[key]
+
+
+def fits(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    return shape == other or not shape or not other
+
+
+def merged(worlds: Sequence[Frame], *, aliases: bool, integers: bool = False) -> list[Frame]:
+    """The worlds, in which those of one form are one."""
+    if len(worlds) < 2:
+        return list(worlds)
+    groups: dict[Any, list[tuple[list[tuple[int, ...]], list[Frame]]]] = {}
+    names = set(worlds[0].__dict__).intersection(*(world.__dict__ for world in worlds[1:]))
+    for world in worlds:
+        form = Form(aliases=aliases, integers=integers)
+        # what only some of the paths bind is unbound where they meet
+        key = tuple((name, form.of(value)) for name, value in sorted(world.__dict__.items()) if name in names)
+        for shapes, group in groups.setdefault(key, []):
+            if all(map(fits, form.shapes, shapes)):
+                shapes[:] = [a or b for a, b in zip(form.shapes, shapes, strict=True)]
+                group.append(world)
+                break
+        else:
+            groups[key].append((form.shapes, [world]))
+    return [unite(group, names) for groups_ in groups.values() for _, group in groups_]
+
+
+def unite(group: list[Frame], names: set[str]) -> Frame:
+    """One world of several: those that are two sides of one decision first."""
+    while len(group) > 1:
+        pair = next(
+            ((i, j) for j in range(1, len(group)) for i in range(j) if twins(group[i]._so_weight, group[j]._so_weight)),
+            None,
+        )
+        if pair is None:
+            return mean_of(group, names)
+        i, j = pair
+        group = [mean_of([group[i], group[j]], names), *(w for k, w in enumerate(group) if k not in pair)]
+    return group[0]
+
+
+def mean_of(group: list[Frame], names: set[str]) -> Frame:
+    mean = Mean([world._so_weight for world in group])
+    memo: dict[tuple[int, ...], Any] = {}
+    variables = {
+        name: blend([w.__dict__[name] for w in group], mean, memo) for name in group[0].__dict__ if name in names
+    }
+    return Frame(variables, mean.weight, total_mass([world._so_mass for world in group]))
+
+
+def total_mass(masses: Sequence[Mass]) -> Mass:
+    known = [mass for mass in masses if mass is not None]
+    if len(known) < len(masses):
+        return None
+    if all(isinstance(mass, float) for mass in known):
+        return float(sum(heaviest(mass) for mass in known))
+    wide = max((torch.as_tensor(mass) for mass in known), key=lambda mass: mass.ndim)
+    return reduce(torch.add, (torch.as_tensor(times(mass, torch.ones_like(wide))) for mass in known))
