@@ -61,6 +61,13 @@ def wide_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def tensor_like(value: Any, like: Tensor) -> Tensor:
+    """A tensor or number in the dtype and on the device of ``like``; a number without a detour through float32."""
+    if isinstance(value, Tensor):
+        return value.to(like.device, like.dtype)
+    return torch.tensor(value, dtype=like.dtype, device=like.device)
+
+
 def floating_dtype(*values: object) -> torch.dtype:
     """The floating dtype that tensors and numbers promote to: ``torch.result_type``, which cannot be traced."""
     tensors = [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]

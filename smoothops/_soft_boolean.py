@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import logic as _logic
+from ._axes import tensor_like
 from ._soft_values import JOINING, PROPERTIES, STRUCTURAL, SoftValue, any_of, context, own_work, plain, rewrap, spelled
 from .selection import where as soft_where
 
@@ -143,7 +144,7 @@ def _pair(func: Any, p: Any, q: Any) -> tuple[Tensor, Tensor]:
             kind = v.dtype if isinstance(v, Tensor) else type(v).__name__
             # not a TypeError: Python would take it for NotImplemented and lose the message
             raise ValueError(f"{func.__name__} of a soft boolean needs another boolean, got {kind}; write (y != 0)")
-        out.append(torch.as_tensor(plain(v), device=like.device).to(like.dtype))
+        out.append(tensor_like(plain(v), like))
     return out[0], out[1]
 
 
@@ -238,7 +239,7 @@ def _compare(holds: Callable[[Any, Any], Any]) -> Rule:
             p, yes, no = plain(p), holds(1, y), holds(0, y)
         else:
             p, yes, no = plain(y), holds(p, 1), holds(p, 0)
-        yes, no = (torch.as_tensor(v, device=p.device).to(p.dtype) for v in (yes, no))
+        yes, no = (tensor_like(v, p) for v in (yes, no))
         return as_soft_boolean(p * yes + (1 - p) * no)
 
     return compare
@@ -269,11 +270,11 @@ def _where(func: Any, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(condition, SoftBoolean):
         if booleans:
             like = next(v for v in (x, y) if isinstance(v, Tensor) and v.is_floating_point())
-            x, y = (torch.as_tensor(v, device=like.device).to(like.dtype) for v in (x, y))
+            x, y = (tensor_like(v, like) for v in (x, y))
         out = torch.where(c, x, y)
     else:
         if booleans:
-            x, y = (torch.as_tensor(v, device=c.device).to(c.dtype) for v in (x, y))
+            x, y = (tensor_like(v, c) for v in (x, y))
         out = soft_where(c, x, y)
     return as_soft_boolean(out) if booleans else out
 

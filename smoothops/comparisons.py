@@ -12,7 +12,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from ._axes import check_number, check_tensor, concrete, floating_dtype, wide_dtype
+from ._axes import check_number, check_tensor, concrete, floating_dtype, tensor_like, wide_dtype
 from .elementwise import heaviside
 from .regularizers import Entropy
 from .smoothing import Hard, Problem, Smoothing, SmoothingLike, as_smoothing
@@ -112,12 +112,12 @@ def isclose(
         if not isinstance(value, Real) or not value >= 0:
             raise ValueError(f"{name} must be a number >= 0, got {value!r}")
     gap, dtype = _gap(a, b)
-    size = _wide(b, gap).abs()
+    size = tensor_like(b, gap).abs()
     margin = gap.abs() - atol - rtol * torch.where(size.isinf(), 0, size)
     excess = torch.where(gap.isinf(), torch.inf, margin.clamp(min=0))
     y = _of_sides(excess, None, smoothing, _coincidence)
     if equal_nan:
-        y = torch.where(_wide(a, gap).isnan() & _wide(b, gap).isnan(), 1, y)
+        y = torch.where(tensor_like(a, gap).isnan() & tensor_like(b, gap).isnan(), 1, y)
     return y.to(dtype)
 
 
@@ -163,16 +163,13 @@ def _reversed(scale: Scale | None) -> Scale | None:
     return scale[::-1] if isinstance(scale, tuple) else scale
 
 
-def _wide(v: Value, like: Tensor) -> Tensor:
-    return torch.as_tensor(v).to(like.device, like.dtype)
-
-
 def _gap(a: Value, b: Value) -> tuple[Tensor, torch.dtype]:
     """a - b in the wide dtype, 0 for equal infinities, and the dtype of the answer."""
     for name, v in (("a", a), ("b", b)):
         check_number(v, name) if not isinstance(v, Tensor) else check_tensor(v, name)
     device = next((v.device for v in (a, b) if isinstance(v, Tensor)), torch.device("cpu"))
-    x, y = (torch.as_tensor(v, device=device).to(wide_dtype(device)) for v in (a, b))
+    wide = torch.empty((), dtype=wide_dtype(device), device=device)
+    x, y = (tensor_like(v, wide) for v in (a, b))
     try:
         x, y = torch.broadcast_tensors(x, y)
     except RuntimeError:
@@ -200,7 +197,7 @@ def _law(scale: Scale | None, smoothing: SmoothingLike) -> Callable[[Tensor, flo
             raise ValueError(f"scale must hold standard deviations >= 0, got {s}")
 
     def gaussian(gap: Tensor, at_tie: float) -> Tensor:
-        variance = _wide(scale[0], gap).square() + _wide(scale[1], gap).square()
+        variance = tensor_like(scale[0], gap).square() + tensor_like(scale[1], gap).square()
         if concrete(variance) and not bool((variance > 0).all()):
             raise ValueError("scale must be positive in one of its two parts; without noise use smoothing=so.Hard()")
         return torch.special.ndtr(gap / variance.sqrt())

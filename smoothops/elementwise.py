@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._axes import check_tensor, concrete, wide_dtype
+from ._axes import check_tensor, concrete, tensor_like, wide_dtype
 from ._regularizer import Mixing, Regularizer
 from .kernels.torch import FAR
 from .polytopes import Simplex
@@ -179,10 +179,10 @@ def heaviside(x: Tensor, values: Tensor | float | None = None, *, smoothing: Smo
         >>> so.heaviside(torch.tensor([-1.0, 0.0, 0.5]), smoothing=so.Quadratic(1.0))
         tensor([0.0000, 0.5000, 0.7500])
     """
-    at_zero = torch.as_tensor(0.5 if values is None else values)
+    at_zero = 0.5 if values is None else values
 
     def hard(v: Tensor) -> Tensor:
-        step = torch.where(v == 0, at_zero.to(v), (v.sign() + 1) / 2)  # torch.heaviside has no derivative
+        step = torch.where(v == 0, tensor_like(at_zero, v), (v.sign() + 1) / 2)  # torch.heaviside has no derivative
         return torch.where(v.isnan(), v, step)
 
     return _elementwise(x, "heaviside", smoothing, hard, _step, _step_slope)
@@ -277,7 +277,7 @@ def clamp(
     if min is None and max is None:
         raise ValueError("clamp needs min, max or both")
     entries = _Entries(x)
-    low, high = (None if m is None else torch.as_tensor(m).to(entries.x).expand(x.shape) for m in (min, max))
+    low, high = (None if m is None else tensor_like(m, entries.x).expand(x.shape) for m in (min, max))
     hard = torch.clamp(entries.given, low, high)
 
     def soft(reg: Regularizer) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._axes import check_tensor, concrete, floating_dtype, normalize_dims, single_dim, wide_dtype
+from ._axes import check_tensor, concrete, floating_dtype, normalize_dims, single_dim, tensor_like, wide_dtype
 from .comparisons import interval
 from .logic import soft_boolean
 from .operators import argmax
@@ -41,7 +41,8 @@ def where(condition: Tensor, x: Number, y: Number) -> Tensor:
     c = soft_boolean(condition, "condition")
     dtype = floating_dtype(x, y)
     inner = torch.promote_types(dtype, torch.float32)
-    c, a, b = torch.broadcast_tensors(*(torch.as_tensor(v, device=c.device).to(inner) for v in (c, x, y)))
+    c = c.to(inner)
+    c, a, b = torch.broadcast_tensors(c, tensor_like(x, c), tensor_like(y, c))
     # a difference that is not finite counts only where both branches do, and are not the same infinity
     moot = ((c == 0) | (c == 1) | (a == b)) & ~(a - b).detach().isfinite()
     gap = torch.where(moot, 0, a) - torch.where(moot, 0, b)
@@ -179,7 +180,7 @@ def scatter(x: Tensor, dim: int, index: Tensor, src: Number) -> Tensor:
     if index.ndim != x.ndim + 1:
         raise ValueError(f"a soft index for x of {x.ndim} dims has one more dim, got shape {tuple(index.shape)}")
     w = _positions(index.movedim(dim, -2))
-    values = torch.as_tensor(src).to(w.device, w.dtype).expand(index.shape[:-1]) if not isinstance(src, Tensor) else src
+    values = src if isinstance(src, Tensor) else tensor_like(src, w).expand(index.shape[:-1])
     if any(a < b for a, b in zip(values.shape, index.shape[:-1], strict=False)) or values.ndim != x.ndim:
         raise ValueError(f"src of shape {tuple(values.shape)} does not cover the index {tuple(index.shape[:-1])}")
     values = values[tuple(slice(s) for s in index.shape[:-1])].movedim(dim, -1).to(w.dtype)
@@ -243,7 +244,7 @@ def bucketize(
         tensor([[0.2500, 0.5000, 0.2500]])
     """
     x = check_tensor(x)
-    edges = check_tensor(torch.as_tensor(edges, device=x.device), "edges")
+    edges = check_tensor(edges, "edges") if isinstance(edges, Tensor) else tensor_like(edges, x)
     if edges.ndim != 1:
         raise ValueError(f"edges must have shape (m,), got {tuple(edges.shape)}; for rows of edges see searchsorted")
     return _buckets(x, edges, right, smoothing)

@@ -140,6 +140,18 @@ def test_perturbed_comparisons() -> None:
         torch.testing.assert_close(f(double(0.3), 0.1, smoothing=make()), exact, rtol=0, atol=2e-2)
 
 
+def test_numbers_keep_their_digits() -> None:
+    """0.2 beside a float64 tensor is not float32's 0.2."""
+    x, other = double(0.2, 0.7), torch.full((2,), 0.2, dtype=torch.float64)
+    for f in (so.gt, so.le, so.eq, so.ne):
+        assert torch.equal(f(x, 0.2, smoothing=1e-9), f(x, other, smoothing=1e-9))
+    assert torch.equal(so.between(x, 0.2, 0.7, smoothing=1e-9), so.between(x, other, other + 0.5, smoothing=1e-9))
+    assert torch.equal(so.isclose(x, 0.2, smoothing=so.Hard()), double(1.0, 0.0))
+    assert torch.equal(so.clamp(x, 0.2, 0.3, smoothing=so.Hard()), x.clamp(0.2, 0.3))
+    assert torch.equal(so.where(torch.tensor([True, False]), 0.2, x), x)
+    assert torch.equal(so.bucketize(x, [0.2], smoothing=so.Hard()), double(1.0, 0.0, 0.0, 1.0).reshape(2, 2))
+
+
 def test_bad_arguments() -> None:
     x = double(1.0)
     with pytest.raises(ValueError, match="pass scale or smoothing, not both"):
