@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -87,15 +88,16 @@ class Contraction(nn.Module):
         return torch.tanh(z @ (scale * self.weight).mT + u)
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """The three networks differ in ``hidden`` alone: U x + b -> z. All have the same parameters."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.inject, self.map, self.head = nn.Linear(64, width), Contraction(width), nn.Linear(width, 10)
 
+    @abstractmethod
     def hidden(self, u: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The last hidden layer z."""
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.hidden(self.inject(images)))

@@ -8,6 +8,7 @@ Overton 1998), and for the others "s on the surface, y along its normal", or whi
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +121,7 @@ class Semidefinite(NonNeg):
         return outside(-torch.linalg.eigvalsh(self.matrix(s))[..., :1])
 
 
-class Triples(Zero):
+class Triples(Zero, ABC):
     """Cones in three dimensions, one after the other, by the face on which s and y lie.
 
     The choices are: y = 0; s = 0; both on the curved surfaces; and the flat faces named by ``faces``, each the three
@@ -132,15 +133,17 @@ class Triples(Zero):
     def split(self, v: Tensor) -> Tensor:
         return v.reshape(*v.shape[:-1], -1, 3)
 
+    @abstractmethod
     def surface(self, s: Tensor, y: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Three equations that hold where both lie on the curved surfaces."""
 
+    @abstractmethod
     def surface_slopes(self, s: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+        """Their derivatives in s and in y."""
 
+    @abstractmethod
     def curved(self, s: Tensor) -> Tensor:
         """Whether the surface is smooth near s."""
-        raise NotImplementedError
 
     def _flat(self, v: Tensor, side: int) -> list[Tensor]:
         """What the choices other than the surface ask to vanish, as maps (3, 3) of s (side 0) or of y (side 1)."""

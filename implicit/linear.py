@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -82,8 +83,9 @@ class Direct(LinearSolver):
         x, fine, reason = self._solve_columns(matrix.float(), b.float())  # LAPACK has no half precision
         return x.to(b.dtype), fine, reason
 
+    @abstractmethod
     def _solve_columns(self, matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor, str]:
-        raise NotImplementedError
+        """The same for a dtype that LAPACK has."""
 
 
 def _regular(matrix: Tensor, info: Tensor, solution: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from ._axes import check_number, concrete
 from .kernels.torch import MEAN
 from .smoothing import Problem, Smoothing
 
+# not abstract: a set described to cvxpy, say, asks for omega alone
+MISSING = "this regularizer supplies no {}, which the polytope it was given to needs; see docs/extending.md"
 FAMILIES: dict[str, type[Regularizer]] = {}
 
 
@@ -85,27 +87,27 @@ class Regularizer(Smoothing):
 
     @staticmethod
     def phi(z: Tensor, shape: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError(MISSING.format("phi"))
 
     @staticmethod
     def dphi(z: Tensor, shape: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError(MISSING.format("dphi"))
 
     @staticmethod
     def psi(z: Tensor, shape: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError(MISSING.format("psi"))
 
     @staticmethod
     def phi_inverse(y: Tensor, shape: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError(MISSING.format("phi_inverse"))
 
     @staticmethod
     def omega(y: Tensor, shape: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError(MISSING.format("omega"))
 
     @staticmethod
     def cap(shape: Tensor) -> Tensor | float:
-        raise NotImplementedError
+        raise NotImplementedError(MISSING.format("cap"))
 
     @staticmethod
     def vertex(shape: Tensor) -> Tensor | float:
@@ -122,11 +124,11 @@ class Regularizer(Smoothing):
 
     @staticmethod
     def simplex_argmax(u: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError(MISSING.format("simplex_argmax"))
 
     @staticmethod
     def simplex_max(u: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError(MISSING.format("simplex_max"))
 
 
 def check_positive(value: float | Tensor, name: str, *, zero: bool) -> None:

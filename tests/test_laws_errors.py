@@ -88,6 +88,14 @@ def test_a_smoothing_that_is_not_defined_lists_those_that_are(operator: Operator
         assert type(FAMILIES[name].make(0.5)).__name__ in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["phi", "dphi", "psi", "phi_inverse", "omega", "cap", "simplex_argmax", "simplex_max"])
+def test_a_regularizer_that_lacks_a_function_says_which(name: str) -> None:
+    function = getattr(so.Regularizer, name)
+    arguments = {"cap": (X,), "simplex_argmax": (X,), "simplex_max": (X,)}.get(name, (X, X))
+    with pytest.raises(NotImplementedError, match=f"supplies no {name}, .* see docs/extending.md"):
+        function(*arguments)
+
+
 def test_values_of_tensors_are_not_looked_at_in_transforms() -> None:
     """Under vmap, grad and compile a bad value must not raise for a look at the host; shapes still do."""
     eps = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
