@@ -13,7 +13,6 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import hessian, jacfwd, jacrev
 
 import smoothops as so
-from tests.bench import control
 
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
 PLANS = [None, so.Sqrt(), so.Binomial(4)]
@@ -331,27 +330,3 @@ def test_bad_arguments() -> None:
         so.while_loop(lambda s: torch.full(next(shapes), 0.5), torch.sin, s, 3)
     with pytest.raises(TypeError, match="must consist of tensors and numbers, got 'a'"):
         so.while_loop(half, lambda s: s, (s, "a"), 3)
-
-
-# --- programs that AlgoVision ships as examples -----------------------------------------------------------------------
-
-
-def test_numbers_of_algovision() -> None:
-    """Recorded from algovision 0.1.2 in float64; its loops end where the mass is below 1e-5."""
-
-    def exact(*values: float) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64)
-
-    array, swaps = control.bubble_sort(exact(1.3, -0.2, 0.9, 0.1)[None], 5.0)
-    want = exact(-0.142069264372, 0.062611090455, 0.931671108948, 1.247787064968)[None]
-    torch.testing.assert_close(array, want, rtol=0, atol=1e-11)
-    torch.testing.assert_close(swaps, exact(4.036590238453), rtol=0, atol=1e-11)
-    count = control.counting(exact(0.3, -1.2, 4.9), 1.25)
-    torch.testing.assert_close(count, exact(4.982300681, 4.976755106, 5.572769768), rtol=0, atol=1e-5)
-
-
-def test_bubble_sort_at_a_large_beta_is_the_ordinary_one() -> None:
-    x = torch.stack([torch.randperm(7) for _ in range(40)]).double()
-    array, swaps = control.bubble_sort(x, 1e4)
-    assert torch.equal(array, x.sort().values)
-    assert torch.equal(swaps, (x[:, :, None] > x[:, None, :]).double().triu(1).sum((1, 2)))
