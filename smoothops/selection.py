@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ._axes import check_tensor, concrete, floating_dtype, normalize_dims, single_dim, tensor_like, wide_dtype
+from ._blend import blend
 from .comparisons import interval
 from .logic import soft_boolean
 from .operators import argmax
@@ -40,14 +41,10 @@ def where(condition: Tensor, x: Number, y: Number) -> Tensor:
     """
     c = soft_boolean(condition, "condition")
     dtype = floating_dtype(x, y)
-    inner = torch.promote_types(dtype, torch.float32)
-    c = c.to(inner)
+    c = c.to(torch.promote_types(torch.promote_types(dtype, c.dtype), torch.float32))
     c, a, b = torch.broadcast_tensors(c, tensor_like(x, c), tensor_like(y, c))
-    # a difference that is not finite counts only where both branches do, and are not the same infinity
-    moot = ((c == 0) | (c == 1) | (a == b)) & ~(a - b).detach().isfinite()
-    gap = torch.where(moot, 0, a) - torch.where(moot, 0, b)
-    low, high = torch.where(c < 0.5, b, 0) + c * gap, torch.where(c < 0.5, 0, a) - (1 - c) * gap
-    return torch.where(c < 0.5, low, high).to(dtype)
+    # of its own: as after torch.where, the caller may go on to change x and y in place
+    return blend(c, a.clone(), b.clone()).to(dtype)
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

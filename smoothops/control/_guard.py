@@ -119,7 +119,7 @@ class Guard(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in FREE or not args:
+        if name in FREE or not args or not taping():
             return func(*args, **kwargs)
         # what a function writes to must stay itself
         # (slices: torch.compile cannot trace endswith here)
@@ -165,11 +165,21 @@ def expanded(args: tuple) -> tuple:
     return tuple(next(wide) if isinstance(a, Tensor) else a for a in args)
 
 
+def transformed() -> bool:
+    """Whether derivatives are taken by a transform, which tensors do not tell."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_mode()
+
+
+def taping() -> bool:
+    """Whether any tensor may carry a derivative."""
+    return torch.is_grad_enabled() or (not torch.compiler.is_compiling() and transformed())
+
+
 def tracked(t: Tensor) -> bool:
     """Whether t may carry a derivative."""
     if torch.compiler.is_compiling() or t.requires_grad:
         return torch.is_grad_enabled()
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_mode()
+    return transformed()
 
 
 def some(mask: Tensor) -> bool:
@@ -177,6 +187,16 @@ def some(mask: Tensor) -> bool:
     return not concrete(mask) or bool(mask.any())
 
 
-def guarded(dead: Tensor) -> AbstractContextManager[Any]:
+class Zeros:
+    """Where a weight is 0, looked up once."""
+
+    def __init__(self, w: Tensor) -> None:
+        self.mask = w == 0
+        self.some = some(self.mask)
+
+
+def guarded(dead: Tensor | Zeros) -> AbstractContextManager[Any]:
     """While this is entered, no NaN comes out of the derivatives of the elements that are ``dead``."""
+    if isinstance(dead, Zeros):
+        return Guard(dead.mask) if dead.some else nullcontext()
     return Guard(dead) if some(dead) else nullcontext()

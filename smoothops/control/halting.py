@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._axes import wide_dtype
 from ._chain import Chain
-from ._guard import guarded, some
+from ._guard import Zeros, guarded, some
 from ._run import run
 from ._trees import add, check_range, check_same, describe, flatten, number, result_dtype, unflatten, weight
 from .branches import check_callable, name_of
@@ -198,54 +198,75 @@ class _Loop:
         self.dtype = torch.get_default_dtype()
         # a look waits for an accelerator: once in a stretch there
         self.stride = 1 if device.type == "cpu" else math.isqrt(max_iter - 1) + 1
+        self.seen: tuple[Tensor, Zeros] | None = None
 
     def step(self, t: int, carry: _Carry, _: None) -> tuple[_Carry, Tensor | None]:
         before = carry.survival
-        c = self.chance(t, carry)
-        log = carry.log + torch.where(c == 0, -torch.inf, torch.where(c == 0, 1, c).log())
+        c, stop = self.chance(t, carry)
+        go_on = c if stop is None else torch.where(stop, 1, c)
+        log, w = go_on.log(), 1 - go_on
+        if stop is not None:
+            log, w = torch.where(stop, -torch.inf, log), torch.where(stop, 1, w)
+        log, w = carry.log + log, before * w
         after = log.exp()
-        w = before * (1 - c)
         totals = self.total(carry, w, self.gate(w, before, after))
-        with guarded(after == 0):
+        with guarded(self.halted_rows(after)):
             state = self.body_fn(carry.state)
         check_same(state, carry.state, name_of(self.body_fn), "its state was", numbers=False)
         # E N = sum of P(N > t), E N^2 = sum of (2 t + 1) P(N > t)
-        carry = _Carry(state, log, after, totals, carry.steps + after, carry.squares + (2 * t + 1) * after)
+        squares = torch.add(carry.squares, after, alpha=2 * t + 1)
+        carry = _Carry(state, log, after, totals, carry.steps + after, squares)
         return carry, w if self.halting else None
 
-    def chance(self, t: int, carry: _Carry) -> Tensor:
-        """c_t, 0 where the loop has halted before; without derivative where it is 0: what would follow is not there."""
-        halted = carry.survival == 0
+    def halted_rows(self, survival: Tensor) -> Zeros:
+        """Where the survival is 0; that after a step is that before the next."""
+        if self.seen is None or self.seen[0] is not survival:
+            self.seen = survival, Zeros(survival)
+        return self.seen[1]
+
+    def chance(self, t: int, carry: _Carry) -> tuple[Tensor, Tensor | None]:
+        """c_t, and where the loop halts now or has halted, None for nowhere: there what would follow is not there."""
+        halted, survival = self.halted_rows(carry.survival), carry.survival.detach()
         with guarded(halted):
             given = weight(self.cond_fn(carry.state), f"{name_of(self.cond_fn)}(state)")
-        if t and given.shape != carry.survival.shape:
+        if t and given.shape != survival.shape:
             raise ValueError(
-                f"{name_of(self.cond_fn)} returned shape {tuple(given.shape)}, at first {tuple(carry.survival.shape)}"
+                f"{name_of(self.cond_fn)} returned shape {tuple(given.shape)}, at first {tuple(survival.shape)}"
             )
         self.dtype = given.dtype
         c = given.to(carry.log.dtype)
-        if some(halted):
-            c = torch.where(halted, 0, c)
-        check_range(c, f"{name_of(self.cond_fn)}(state)")
+        known = c.detach()
+        if halted.some:
+            known = torch.where(halted.mask, 0, known)
+        check_range(known, f"{name_of(self.cond_fn)}(state)")
         # (below tiny 1/c would overflow; NaN goes on)
-        stop = (c < torch.finfo(c.dtype).tiny) | (carry.survival <= ROUNDING)
-        return torch.where(stop, 0, c)
+        stop = (known < torch.finfo(c.dtype).tiny) | (survival <= ROUNDING)
+        return c, stop if some(stop) else None
 
     def total(self, carry: _Carry, w: Tensor, scale: Tensor | None) -> list[Tensor]:
-        leaves = flatten(self.mean.read(carry.state))[0]
+        absent = Zeros(w)
+        with guarded(absent):
+            leaves = flatten(self.mean.read(carry.state))[0]
         totals = carry.totals or [None] * len(leaves)
-        return [add(sum_, w, as_tensor(x, w), "the condition", scale) for sum_, x in zip(totals, leaves, strict=True)]
+        return [
+            add(sum_, w, as_tensor(x, w), "the condition", scale, absent)
+            for sum_, x in zip(totals, leaves, strict=True)
+        ]
 
     def finish(self, end: _Carry) -> Any:
         """The sums with the mass that is left on the last state."""
-        leaves, spec = flatten(self.mean.read(end.state))
+        with guarded(self.halted_rows(end.survival)):
+            leaves, spec = flatten(self.mean.read(end.state))
         scale = self.gate(end.survival, end.survival, torch.zeros_like(end.survival))
         sums = self.total(end, end.survival, scale)
         dtypes = [result_dtype(x) if isinstance(x, Tensor) else self.dtype for x in leaves]
         return unflatten([s.to(d) for s, d in zip(sums, dtypes, strict=True)], spec)
 
     def halted(self, t: int, carry: _Carry) -> bool:
-        return t % self.stride == 0 and visible(carry.survival) and bool((carry.survival == 0).all())
+        if t % self.stride or not visible(carry.survival):
+            return False
+        halted = self.halted_rows(carry.survival)
+        return halted.some and bool(halted.mask.all())
 
 
 def as_tensor(leaf: Any, w: Tensor) -> Tensor:
