@@ -15,8 +15,10 @@ tell the rows apart in a parameter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,33 +29,39 @@ from .._axes import concrete
 from ._kinds import CONTRACTIONS, ELEMENTWISE, FREE
 
 
-class _Identity(torch.autograd.Function):
+def _hooked(t: Tensor, dead: Tensor) -> Tensor:
     """t, whose derivative has no NaN where ``dead``; the derivative of that derivative has none either."""
-
-    @staticmethod
-    def forward(ctx: Any, t: Tensor, dead: Tensor) -> Tensor:
-        ctx.save_for_backward(dead)
-        return t.view_as(t)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        (dead,) = ctx.saved_tensors
-        return _identity(torch.where(dead & g.isnan(), 0, g), dead), None
+    y = t.view_as(t)
+    if y.requires_grad:
+        y.register_hook(partial(_cleaned, dead))
+    return y
 
 
-class _TransformedIdentity(_Identity):
-    """The same in the form that torch.func and torch.compile take, which costs ten times as much a call."""
+def _cleaned(dead: Tensor, g: Tensor) -> Tensor:
+    batched = torch._C._functorch.is_legacy_batchedtensor(g)  # of is_grads_batched
+    if batched or not concrete(g) or math.isnan(g.detach().sum().item()):
+        g = torch.where(dead & g.isnan(), 0, g)
+    return _hooked(g, dead) if torch.is_grad_enabled() else g
+
+
+class _TransformedIdentity(torch.autograd.Function):
+    """The same in the form that torch.func and torch.compile take, which costs several times as much a call."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(t: Tensor, dead: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(t: Tensor, dead: Tensor) -> Tensor:
         return t.view_as(t)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(inputs[1])
         ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        (dead,) = ctx.saved_tensors
+        return _identity(torch.where(dead & g.isnan(), 0, g), dead), None
 
 
 class _ForwardIdentity(_TransformedIdentity):
@@ -82,8 +90,9 @@ def _identity(t: Tensor, dead: Tensor) -> Tensor:
         return _TransformedIdentity.apply(t, dead)
     if forward_mode():
         return _ForwardIdentity.apply(t, dead)
-    plain = torch._C._functorch.peek_interpreter_stack() is None
-    return (_Identity if plain else _TransformedIdentity).apply(t, dead)
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return _TransformedIdentity.apply(t, dead)
+    return _hooked(t, dead)
 
 
 class Guard(TorchFunctionMode):
