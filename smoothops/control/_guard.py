@@ -68,7 +68,7 @@ class _ForwardIdentity(_TransformedIdentity):
     """The same with a forward-mode rule, which torch.compile refuses and which does not go with views."""
 
     @staticmethod
-    def forward(t: Tensor, dead: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(t: Tensor, dead: Tensor) -> Tensor:
         return t.clone()
 
     @staticmethod
@@ -197,15 +197,13 @@ def some(mask: Tensor) -> bool:
 
 
 class Zeros:
-    """Where a weight is 0, looked up once."""
+    """Where a weight is 0 (None: nowhere), and whether that is anywhere, looked up once."""
 
-    def __init__(self, w: Tensor) -> None:
-        self.mask = w == 0
-        self.some = some(self.mask)
+    def __init__(self, mask: Tensor | None) -> None:
+        self.mask, self.some = mask, mask is not None and some(mask)
 
 
 def guarded(dead: Tensor | Zeros) -> AbstractContextManager[Any]:
     """While this is entered, no NaN comes out of the derivatives of the elements that are ``dead``."""
-    if isinstance(dead, Zeros):
-        return Guard(dead.mask) if dead.some else nullcontext()
-    return Guard(dead) if some(dead) else nullcontext()
+    zeros = dead if isinstance(dead, Zeros) else Zeros(dead)
+    return nullcontext() if zeros.mask is None or not zeros.some else Guard(zeros.mask)

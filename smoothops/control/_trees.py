@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
@@ -115,13 +116,20 @@ def work_dtype(leaf: Tensor, w: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(dtype, w.dtype), torch.float32)
 
 
-def check_range(p: Tensor, name: str) -> None:
+def check_range(p: Tensor, name: str, absent: Tensor | None = None) -> tuple[float, float]:
+    """The least and the largest value, NaN where they may not be looked up; what is not absent must be in [0, 1]."""
     if not concrete(p) or not p.numel():
-        return
-    low, high = (v.item() for v in p.detach().aminmax())
-    if low < 0 or high > 1 or (low != low and bool(((p < 0) | (p > 1)).any())):
-        low, high = (v.item() for v in p.detach().nan_to_num(0.5).aminmax())
-        raise ValueError(f"{name} has values in [{low:.4g}, {high:.4g}], expected [0, 1]; use so.heaviside or so.gt")
+        return math.nan, math.nan
+    p = p.detach()
+    low, high = (v.item() for v in p.aminmax())
+    if not (low >= 0 and high <= 1):  # or NaN, which goes on
+        p = p if absent is None else torch.where(absent, 0, p)
+        if bool(((p < 0) | (p > 1)).any()):
+            low, high = (v.item() for v in p[~p.isnan()].aminmax())
+            raise ValueError(
+                f"{name} has values in [{low:.4g}, {high:.4g}], expected [0, 1]; use so.heaviside or so.gt"
+            )
+    return low, high
 
 
 def add(
@@ -132,9 +140,9 @@ def add(
     ``zeros`` of w, where they are known already.
     """
     dtype = work_dtype(leaf, w)
-    zeros = Zeros(w) if zeros is None else zeros
+    zeros = Zeros(w == 0) if zeros is None else zeros
     w, leaf = lead(w, leaf, name).to(dtype), leaf.to(dtype)
-    if zeros.some:
+    if zeros.mask is not None and zeros.some:
         # no tangent of what is absent either: 0 times an infinite one is NaN
         kept = leaf.detach() if known_finite(leaf) else torch.where(leaf.isfinite(), leaf.detach(), 0)
         leaf = torch.where(lead(zeros.mask, leaf, name), kept, leaf)

@@ -110,7 +110,7 @@ def switch(weights: Tensor, branches: Sequence[Callable[..., Any]], *args: Any, 
     if prune and concrete(weights):
         used = (weights != 0).reshape(-1, len(branches)).any(0).tolist()
         taken = [k for k in taken if used[k]] or taken[:1]
-    results, zeros = [], [Zeros(columns[k]) for k in taken]
+    results, zeros = [], [Zeros(columns[k] == 0) for k in taken]
     for k, gone in zip(taken, zeros, strict=True):
         with guarded(gone):
             results.append(branches[k](*args))

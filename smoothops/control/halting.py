@@ -198,53 +198,53 @@ class _Loop:
         self.dtype = torch.get_default_dtype()
         # a look waits for an accelerator: once in a stretch there
         self.stride = 1 if device.type == "cpu" else math.isqrt(max_iter - 1) + 1
-        self.seen: tuple[Tensor, Zeros] | None = None
+        self.asked, self.made = f"{name_of(cond_fn)}(state)", name_of(body_fn)
+        self.seen: tuple[Tensor, _Mass] | None = None
 
     def step(self, t: int, carry: _Carry, _: None) -> tuple[_Carry, Tensor | None]:
-        before = carry.survival
-        c, stop = self.chance(t, carry)
-        go_on = c if stop is None else torch.where(stop, 1, c)
-        log, w = go_on.log(), 1 - go_on
-        if stop is not None:
-            log, w = torch.where(stop, -torch.inf, log), torch.where(stop, 1, w)
-        log, w = carry.log + log, before * w
-        after = log.exp()
-        totals = self.total(carry, w, self.gate(w, before, after))
-        with guarded(self.halted_rows(after)):
+        before, mass = carry.survival, self.look(carry.survival)
+        c = self.chance(t, carry, mass.zeros)
+        low, high = check_range(c, self.asked, mass.zeros.mask if mass.zeros.some else None)
+        stop = mass.small if mass.some else None
+        tiny = torch.finfo(c.dtype).tiny
+        if not low >= tiny:
+            # (below tiny 1/c would overflow; NaN goes on)
+            stop = mass.small | (c.detach() < tiny)
+        if stop is None:
+            log = carry.log + c.log()
+            after, w = log.exp(), before * (1 - c)
+        else:  # the loop halts there, without derivative: what would follow is not there
+            alive = (~stop).to(c.dtype)
+            c = torch.where(stop, 1, c)
+            log = carry.log + c.log()
+            after, w = log.exp() * alive, before * ((2 - alive) - c)
+        absent = mass.zeros if high < 1 else Zeros(w == 0)
+        totals = self.total(carry, w, absent, self.gate(w, before, after))
+        with guarded(self.look(after).zeros):
             state = self.body_fn(carry.state)
-        check_same(state, carry.state, name_of(self.body_fn), "its state was", numbers=False)
+        check_same(state, carry.state, self.made, "its state was", numbers=False)
         # E N = sum of P(N > t), E N^2 = sum of (2 t + 1) P(N > t)
         squares = torch.add(carry.squares, after, alpha=2 * t + 1)
-        carry = _Carry(state, log, after, totals, carry.steps + after, squares)
-        return carry, w if self.halting else None
+        return _Carry(state, log, after, totals, carry.steps + after, squares), w if self.halting else None
 
-    def halted_rows(self, survival: Tensor) -> Zeros:
-        """Where the survival is 0; that after a step is that before the next."""
+    def look(self, survival: Tensor) -> _Mass:
+        """That after a step is that before the next."""
         if self.seen is None or self.seen[0] is not survival:
-            self.seen = survival, Zeros(survival)
+            self.seen = survival, _Mass(survival)
         return self.seen[1]
 
-    def chance(self, t: int, carry: _Carry) -> tuple[Tensor, Tensor | None]:
-        """c_t, and where the loop halts now or has halted, None for nowhere: there what would follow is not there."""
-        halted, survival = self.halted_rows(carry.survival), carry.survival.detach()
+    def chance(self, t: int, carry: _Carry, halted: Zeros) -> Tensor:
+        """c_t."""
         with guarded(halted):
-            given = weight(self.cond_fn(carry.state), f"{name_of(self.cond_fn)}(state)")
-        if t and given.shape != survival.shape:
+            given = weight(self.cond_fn(carry.state), self.asked)
+        if t and given.shape != carry.survival.shape:
             raise ValueError(
-                f"{name_of(self.cond_fn)} returned shape {tuple(given.shape)}, at first {tuple(survival.shape)}"
+                f"{name_of(self.cond_fn)} returned shape {tuple(given.shape)}, at first {tuple(carry.survival.shape)}"
             )
         self.dtype = given.dtype
-        c = given.to(carry.log.dtype)
-        known = c.detach()
-        if halted.some:
-            known = torch.where(halted.mask, 0, known)
-        check_range(known, f"{name_of(self.cond_fn)}(state)")
-        # (below tiny 1/c would overflow; NaN goes on)
-        stop = (known < torch.finfo(c.dtype).tiny) | (survival <= ROUNDING)
-        return c, stop if some(stop) else None
+        return given.to(carry.log.dtype)
 
-    def total(self, carry: _Carry, w: Tensor, scale: Tensor | None) -> list[Tensor]:
-        absent = Zeros(w)
+    def total(self, carry: _Carry, w: Tensor, absent: Zeros, scale: Tensor | None) -> list[Tensor]:
         with guarded(absent):
             leaves = flatten(self.mean.read(carry.state))[0]
         totals = carry.totals or [None] * len(leaves)
@@ -255,18 +255,28 @@ class _Loop:
 
     def finish(self, end: _Carry) -> Any:
         """The sums with the mass that is left on the last state."""
-        with guarded(self.halted_rows(end.survival)):
-            leaves, spec = flatten(self.mean.read(end.state))
+        absent = self.look(end.survival).zeros
         scale = self.gate(end.survival, end.survival, torch.zeros_like(end.survival))
-        sums = self.total(end, end.survival, scale)
+        sums = self.total(end, end.survival, absent, scale)
+        with guarded(absent):
+            leaves, spec = flatten(self.mean.read(end.state))
         dtypes = [result_dtype(x) if isinstance(x, Tensor) else self.dtype for x in leaves]
         return unflatten([s.to(d) for s, d in zip(sums, dtypes, strict=True)], spec)
 
     def halted(self, t: int, carry: _Carry) -> bool:
         if t % self.stride or not visible(carry.survival):
             return False
-        halted = self.halted_rows(carry.survival)
-        return halted.some and bool(halted.mask.all())
+        zeros = self.look(carry.survival).zeros
+        return zeros.mask is not None and zeros.some and bool(zeros.mask.all())
+
+
+class _Mass:
+    """What is known of a survival: where it is as good as 0, and where it is 0."""
+
+    def __init__(self, survival: Tensor) -> None:
+        self.small = survival.detach() <= ROUNDING
+        self.some = some(self.small)
+        self.zeros = Zeros(survival == 0) if self.some else Zeros(None)
 
 
 def as_tensor(leaf: Any, w: Tensor) -> Tensor:
