@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .._axes import concrete
-from ._kinds import CONTRACTIONS, ELEMENTWISE, FREE
+from .._blend import known_finite
+from ._kinds import BOUNDED, CONTRACTIONS, ELEMENTWISE, FREE, SCALED
 
 
 def _hooked(t: Tensor, dead: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ class Guard(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in FREE or not args or not taping():
+        if name in FREE or not args or not taping() or harmless(name, args):
             return func(*args, **kwargs)
         # what a function writes to must stay itself
         # (slices: torch.compile cannot trace endswith here)
@@ -156,6 +157,13 @@ class Guard(TorchFunctionMode):
         with torch.no_grad():
             true = func(*(a.detach() if isinstance(a, Tensor) else a for a in args), **kwargs).detach()
         return torch.where(true.isfinite(), func(*finite, **kwargs), true)
+
+
+def harmless(name: str, args: tuple) -> bool:
+    """Whether no NaN can come out of the derivative of a function of these inputs if none goes in."""
+    if name in SCALED:
+        return len(args) == 2 and isinstance(args[1], (int, float)) and args[1] != 0 and math.isfinite(args[1])
+    return name in BOUNDED and isinstance(args[0], Tensor) and known_finite(args[0])
 
 
 def expanded(args: tuple) -> tuple:

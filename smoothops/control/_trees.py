@@ -142,9 +142,9 @@ def add(
     dtype = work_dtype(leaf, w)
     zeros = Zeros(w == 0) if zeros is None else zeros
     w, leaf = lead(w, leaf, name).to(dtype), leaf.to(dtype)
-    if zeros.mask is not None and zeros.some:
+    if zeros.mask is not None and zeros.some and not known_finite(leaf):
         # no tangent of what is absent either: 0 times an infinite one is NaN
-        kept = leaf.detach() if known_finite(leaf) else torch.where(leaf.isfinite(), leaf.detach(), 0)
+        kept = torch.where(leaf.isfinite(), leaf.detach(), 0)
         leaf = torch.where(lead(zeros.mask, leaf, name), kept, leaf)
     part = (w if scale is None else lead(scale, leaf, name).to(dtype)) * leaf
     return part if total is None else total + part
