@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ._axes import check_tensor, concrete, floating_dtype, normalize_dims, single_dim, tensor_like, wide_dtype
-from ._blend import blend
+from ._blend import blend, known_finite
 from .comparisons import interval
 from .logic import soft_boolean
 from .operators import argmax
@@ -308,7 +308,9 @@ def _positions(w: Tensor) -> Tensor:
 def _mixed(w: Tensor, x: Tensor) -> Tensor:
     """sum_j w_j x_j; weight exactly 0 leaves out inf and nan."""
     w, x = torch.broadcast_tensors(_positions(w), x.to(wide_dtype(x.device)))
-    return (w * torch.where((w == 0) & ~x.isfinite(), 0, x)).sum(-1)
+    if not known_finite(x):
+        x = torch.where((w == 0) & ~x.isfinite(), 0, x)
+    return (w * x).sum(-1)
 
 
 def _cut(x: Tensor, dim: int, shape: Sequence[int]) -> Tensor:

@@ -18,6 +18,7 @@ from ._guard import Zeros
 LEAF = tree_flatten(0)[1]
 TUPLES = [tree_flatten((0,) * n)[1] for n in range(9)]
 PLAIN = (int, float, bool)
+WIDE = (torch.float32, torch.float64)  # the dtypes that arithmetic is done in
 
 
 def flatten(tree: Any) -> tuple[list[Any], Any]:
@@ -95,6 +96,8 @@ def lead(w: Tensor, leaf: Tensor, name: str) -> Tensor:
     k = w.ndim
     if k == 0 or leaf.ndim == 0:
         return w
+    if leaf.shape == w.shape:
+        return w
     if leaf.ndim < k or any(d != s and 1 not in (d, s) for d, s in zip(w.shape, leaf.shape, strict=False)):
         raise ValueError(
             f"{name} of shape {tuple(w.shape)} does not fit a result of shape {tuple(leaf.shape)}: its dims stand for "
@@ -152,5 +155,7 @@ def add(
 
 def mix(p: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """p x + (1 - p) y; what has weight 0 contributes 0, also when it is inf or nan."""
+    if p.dtype == x.dtype == y.dtype and x.dtype in WIDE:
+        return blend(p, x, y)
     dtype, work = result_dtype(x), work_dtype(x, p)
     return blend(p.to(work), x.to(work), y.to(work)).to(dtype)

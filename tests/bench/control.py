@@ -41,6 +41,7 @@ PLACES = [place for place in itertools.product((-1, 0, 1), repeat=2) if any(plac
 def bubble_sort(array: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """AlgoVision's example: sweeps over the array until one swaps nothing; the loss counts swaps."""
     n = array.shape[-1]
+    swapped_at = [torch.tensor([*range(i), i + 1, i, *range(i + 2, n)]) for i in range(n - 1)]
 
     def sweep(state):
         array, _, swaps, t = state
@@ -50,8 +51,7 @@ def bubble_sort(array: Tensor, beta: float) -> tuple[Tensor, Tensor]:
             p = so.heaviside(v[:, i] - v[:, i + 1], smoothing=1 / beta)
 
             def swap():
-                order = [*range(i), i + 1, i, *range(i + 2, n)]
-                return v[:, order], torch.ones_like(swapped), swaps + 1
+                return v.index_select(1, swapped_at[i]), torch.ones_like(swapped), swaps + 1
 
             return so.cond(p, swap, lambda: (v, swapped, swaps))
 
