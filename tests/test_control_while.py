@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from oracles import loss, normal
+from oracles import cotangent, loss, normal
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import hessian, jacfwd, jacrev
@@ -15,6 +15,12 @@ from torch.func import hessian, jacfwd, jacrev
 import smoothops as so
 
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
+
+
+def exact(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
 PLANS = [None, so.Sqrt(), so.Binomial(4)]
 
 
@@ -202,6 +208,23 @@ def test_a_mean_of_states_is_no_state_and_readout_averages_what_is_read() -> Non
     found, _ = walk(c, s, mean=so.Readout(lambda state: {"square": state[1] ** 2, "big": state[1] > 0}))
     torch.testing.assert_close(found["square"], (w * s**2).sum(0), **EXACT)
     torch.testing.assert_close(found["big"], (w * (s > 0)).sum(0).float(), rtol=1e-6, atol=0)
+
+
+def test_a_readout_of_states_that_have_no_weight_leaves_no_trace() -> None:
+    """sqrt(2 s + 1) of the state after the loop ended at 0; other rows go on below, where it is NaN."""
+    x, th = exact(3.0, 1.0, 0.0), exact(2.0)[0]
+
+    def run(x: Tensor, th: Tensor) -> Tensor:
+        mean = so.Readout(lambda s: (s * th + 1).sqrt())
+        return so.while_loop(lambda s: s > 0.5, lambda s: s - 1, x, 9, mean=mean)[0]
+
+    assert run(x, th).tolist() == [1, 1, 1]
+    slopes = lambda f: (f(run, 0)(x, th).diagonal(), f(run, 1)(x, th))  # noqa: E731
+    for order in (jacrev, jacfwd):
+        torch.testing.assert_close(slopes(order), (exact(1, 1, 1), exact(0, 0, 0)), **EXACT)
+    x, th = x.requires_grad_(), th.requires_grad_()
+    found = torch.autograd.grad(loss(run(x, th)), (x, th))
+    torch.testing.assert_close(found, (cotangent(x.detach()), th.detach() * 0), **EXACT)
 
 
 def test_samples_are_states_and_their_mean_and_gradient_are_unbiased() -> None:

@@ -52,7 +52,8 @@ class _TransformedIdentity(torch.autograd.Function):
 
     @staticmethod
     def forward(t: Tensor, dead: Tensor) -> Tensor:
-        return t.view_as(t)
+        # not t alone: under vmap what all rows share must become one for each, or backward sums once too often
+        return torch.where(dead, t, t)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -66,11 +67,7 @@ class _TransformedIdentity(torch.autograd.Function):
 
 
 class _ForwardIdentity(_TransformedIdentity):
-    """The same with a forward-mode rule, which torch.compile refuses and which does not go with views."""
-
-    @staticmethod
-    def forward(t: Tensor, dead: Tensor) -> Tensor:
-        return t.clone()
+    """The same with a forward-mode rule, which torch.compile refuses."""
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:

@@ -169,7 +169,7 @@ def while_loop(
     device = next((leaf.device for leaf in flatten(init)[0] if isinstance(leaf, Tensor)), torch.device("cpu"))
     one = torch.ones((), dtype=wide_dtype(device), device=device)
     loop = _Loop(cond_fn, body_fn, mean, halting, device, max_iter, checkpoint)
-    chain = Chain(loop.step, halted=loop.halted)
+    chain = Chain(loop.step, halted=loop.halted, guards=True)
     start = _Carry(init, one * 0, one, None, one * 0, one * 0)
     end, weights = run(chain, start, max_iter, checkpoint)
     result = loop.finish(end)
