@@ -62,13 +62,13 @@ def bubble_sort(array: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     return array, swaps
 
 
-def counting(x: Tensor, beta: float, checkpoint: so.control.Checkpoint | None = None, steps: int = 60) -> Tensor:
-    """AlgoVision's other example: while x < 5: x += 1."""
+def counting(x: Tensor, beta: float, *, plain: bool = False) -> Tensor:
+    """AlgoVision's other example: while x < 5: x += 1. ``plain``: compared by torch.sigmoid, as AlgoVision does."""
 
     def below(x: Tensor) -> Tensor:
-        return so.heaviside(5 - x, smoothing=1 / beta)
+        return torch.sigmoid((5 - x) * beta) if plain else so.heaviside(5 - x, smoothing=1 / beta)
 
-    return so.while_loop(below, lambda x: x + 1, x, steps, checkpoint=checkpoint, on_fail="ignore")[0]
+    return so.while_loop(below, lambda x: x + 1, x, 60, on_fail="ignore")[0]
 
 
 def beside(x: Tensor, fill: float) -> Tensor:
@@ -273,10 +273,23 @@ def peak() -> float:
     return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-def grown(name: str, steps: int) -> float:
-    """MB by which a loop and its gradient raise the peak; Linux."""
-    x = torch.rand(1, ROOM)
-    run = (lambda x: their_wave(x, steps)) if name == "AlgoVision" else (lambda x: wave(x, steps, PLANS[name]))
+MEMORY = {
+    "while_loop on 100000 numbers": {
+        "ours": lambda x, steps, plan: wave(x.reshape(1, -1), steps, plan),
+        "AlgoVision": lambda x, steps: their_wave(x.reshape(1, -1), steps),
+    },
+    "shortest paths, a map of 100 x 100": {
+        "ours": lambda x, steps, plan: shortest_paths(x[:10000].reshape(1, 100, 100), 0.1, steps, plan)[0],
+        "AlgoVision": lambda x, steps: their_shortest_paths(10.0, steps)(x[:10000].reshape(1, 100, 100))[0],
+    },
+}
+
+
+def grown(program: str, name: str, steps: int) -> float:
+    """MB by which a program and its gradient raise the peak; Linux."""
+    theirs, ours = MEMORY[program]["AlgoVision"], MEMORY[program]["ours"]
+    run = (lambda x: theirs(x, steps)) if name == "AlgoVision" else (lambda x: ours(x, steps, PLANS[name]))
+    x = torch.rand(ROOM)
     seconds(lambda x: x.sin(), x)
     Path("/proc/self/clear_refs").write_text("5")
     before = peak()
@@ -284,15 +297,12 @@ def grown(name: str, steps: int) -> float:
     return peak() - before
 
 
-def memory(sizes: tuple[int, ...], theirs: bool) -> None:
-    print(
-        f"\n| while_loop on {ROOM} float32, MB | {' | '.join(f'T = {t}' for t in sizes)} |\n|---|"
-        + "---:|" * len(sizes)
-    )
+def memory(program: str, sizes: tuple[int, ...], theirs: bool) -> None:
+    print(f"\n| {program}, MB | {' | '.join(f'T = {t}' for t in sizes)} |\n|---|" + "---:|" * len(sizes))
     for name in [*PLANS, *(["AlgoVision"] if theirs else [])]:
         row = []
         for t in sizes:
-            command = [sys.executable, "-m", "tests.bench.control", "--grown", name, str(t)]
+            command = [sys.executable, "-m", "tests.bench.control", "--grown", program, name, str(t)]
             row.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
         print(f"| {name} | " + " | ".join(f"{mb:.1f}" for mb in row) + " |", flush=True)
 
@@ -304,6 +314,8 @@ def against_algovision(count: int) -> None:
         x = torch.randn(1000) * 3
         run = {"its": their_counting(beta), "ours": lambda x, b=beta: counting(x, b)}
         line(f"counting to 5, beta {beta:g}, 1000 numbers", run, x, exactly_counting(x, beta), count)
+        run["ours"] = lambda x, b=beta: counting(x, b, plain=True)
+        line("the same, compared by torch.sigmoid", run, x, exactly_counting(x, beta), count)
     for beta in (5.0, 20.0):
         x = torch.randn(64, 8)
         run = {"its": lambda x, f=their_bubble_sort(beta): torch.cat([y.flatten() for y in f(x)])}
@@ -354,11 +366,11 @@ def branches(count: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few turns, short loops")
-    parser.add_argument("--grown", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--grown", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.grown:
-        print(grown(options.grown[0], int(options.grown[1])))
+        print(grown(*options.grown[:2], int(options.grown[2])))
         return
     theirs = importlib.util.find_spec("algovision") is not None
     print(f"{datetime.date.today()}, {platform.machine()}, torch {torch.__version__}, 1 thread")
@@ -368,7 +380,8 @@ def main() -> None:
     if theirs:
         against_algovision(3 if options.quick else 15)
         against_dijkstra()
-    memory((16, 64) if options.quick else (64, 256, 1024), theirs)
+    for program, sizes in zip(MEMORY, ((64, 256, 1024), (16, 64, 256)), strict=True):
+        memory(program, sizes[: 1 if options.quick else 3], theirs)
 
 
 if __name__ == "__main__":
