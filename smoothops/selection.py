@@ -115,8 +115,9 @@ def index_select(x: Tensor, dim: int, index: Tensor) -> Tensor:
         return torch.index_select(x, dim, index)
     if index.ndim != 2:
         raise ValueError(f"a soft index for index_select has shape (m, n), got {tuple(index.shape)}")
-    wide = wide_dtype(x.device)
-    return (x.movedim(dim, -1).to(wide) @ index.to(wide).mT).to(x.dtype).movedim(-1, dim)
+    moved = x.movedim(dim, 0)
+    y = _product(_positions(index), moved.reshape(len(moved), -1))
+    return y.reshape(len(index), *moved.shape[1:]).to(x.dtype).movedim(0, dim)
 
 
 def narrow(x: Tensor, dim: int, start: int | Tensor, length: int, *, fill: float | None = None) -> Tensor:
@@ -153,7 +154,7 @@ def narrow(x: Tensor, dim: int, start: int | Tensor, length: int, *, fill: float
     windows = rows.unfold(-1, length, 1)[..., : w.shape[-1], :] if length else rows[..., :0]
     if not length:
         return windows.movedim(-1, dim)
-    return (w.unsqueeze(-2) @ windows.to(w.dtype)).squeeze(-2).to(x.dtype).movedim(-1, dim)
+    return _product(w.unsqueeze(-2), windows).squeeze(-2).to(x.dtype).movedim(-1, dim)
 
 
 def scatter(x: Tensor, dim: int, index: Tensor, src: Number) -> Tensor:
@@ -185,7 +186,7 @@ def scatter(x: Tensor, dim: int, index: Tensor, src: Number) -> Tensor:
     after = torch.cat([kept[..., 1:, :], torch.ones_like(kept[..., :1, :])], -2)
     part = _cut(x, dim, index.shape).movedim(dim, -1).to(w.dtype)
     first = kept[..., 0, :] if w.shape[-2] else torch.ones_like(part)
-    written = (part * first + (w * after * values.unsqueeze(-1)).sum(-2)).to(x.dtype).movedim(-1, dim)
+    written = (_times(first, part) + _times(w * after, values.unsqueeze(-1)).sum(-2)).to(x.dtype).movedim(-1, dim)
     return written if written.shape == x.shape else _pasted(x, written)
 
 
@@ -218,7 +219,7 @@ def lookup(keys: Tensor, query: Tensor, values: Tensor, *, smoothing: SmoothingL
     gap = query.to(wide).unsqueeze(-1 if keys.ndim == 1 else -2) - keys.to(wide)
     distance = gap.square() if keys.ndim == 1 else gap.square().sum(-1)
     w = argmax(-distance, -1, smoothing=smoothing)
-    y = w @ values.to(wide).reshape(len(keys), -1)
+    y = _product(_positions(w), values.reshape(len(keys), -1))
     return y.reshape((*w.shape[:-1], *values.shape[1:])).to(values.dtype)
 
 
@@ -307,10 +308,23 @@ def _positions(w: Tensor) -> Tensor:
 
 def _mixed(w: Tensor, x: Tensor) -> Tensor:
     """sum_j w_j x_j; weight exactly 0 leaves out inf and nan."""
-    w, x = torch.broadcast_tensors(_positions(w), x.to(wide_dtype(x.device)))
-    if not known_finite(x):
-        x = torch.where((w == 0) & ~x.isfinite(), 0, x)
-    return (w * x).sum(-1)
+    return _times(*torch.broadcast_tensors(_positions(w), x.to(wide_dtype(x.device)))).sum(-1)
+
+
+def _times(w: Tensor, x: Tensor) -> Tensor:
+    """w x, where weight exactly 0 leaves out inf and nan."""
+    return w * (x if known_finite(x) else torch.where((w == 0) & ~x.isfinite(), 0, x))
+
+
+def _product(w: Tensor, x: Tensor) -> Tensor:
+    """The matrix product w x in the dtype of w, where weight exactly 0 leaves out inf and nan."""
+    x = x.to(w.dtype)
+    if known_finite(x):
+        return w @ x
+    y = w @ torch.where(x.isfinite(), x, 0)
+    odd = torch.cat([x == torch.inf, x == -torch.inf, x.isnan()], -1).to(w.dtype)
+    high, low, bad = ((w != 0).to(w.dtype) @ odd > 0).chunk(3, -1)
+    return torch.where(bad | (high & low), torch.nan, torch.where(high, torch.inf, torch.where(low, -torch.inf, y)))
 
 
 def _cut(x: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
