@@ -23,7 +23,7 @@ WIDE = (torch.float32, torch.float64)  # the dtypes that arithmetic is done in
 
 def flatten(tree: Any) -> tuple[list[Any], Any]:
     """tree_flatten, whose general case takes longer than small functions."""
-    if isinstance(tree, Tensor):
+    if tree is None or isinstance(tree, Tensor):
         return [tree], LEAF
     if type(tree) is tuple and len(tree) < len(TUPLES) and all(isinstance(x, Tensor) or type(x) in PLAIN for x in tree):
         return list(tree), TUPLES[len(tree)]
