@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ._axes import check_tensor, concrete, floating_dtype, normalize_dims, single_dim, tensor_like, wide_dtype
+from ._blend import blend, known_finite
 from .comparisons import interval
 from .logic import soft_boolean
 from .operators import argmax
@@ -40,14 +41,10 @@ def where(condition: Tensor, x: Number, y: Number) -> Tensor:
     """
     c = soft_boolean(condition, "condition")
     dtype = floating_dtype(x, y)
-    inner = torch.promote_types(dtype, torch.float32)
-    c = c.to(inner)
+    c = c.to(torch.promote_types(torch.promote_types(dtype, c.dtype), torch.float32))
     c, a, b = torch.broadcast_tensors(c, tensor_like(x, c), tensor_like(y, c))
-    # a difference that is not finite counts only where both branches do, and are not the same infinity
-    moot = ((c == 0) | (c == 1) | (a == b)) & ~(a - b).detach().isfinite()
-    gap = torch.where(moot, 0, a) - torch.where(moot, 0, b)
-    low, high = torch.where(c < 0.5, b, 0) + c * gap, torch.where(c < 0.5, 0, a) - (1 - c) * gap
-    return torch.where(c < 0.5, low, high).to(dtype)
+    # of its own: as after torch.where, the caller may go on to change x and y in place
+    return blend(c, a.clone(), b.clone()).to(dtype)
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
@@ -118,8 +115,9 @@ def index_select(x: Tensor, dim: int, index: Tensor) -> Tensor:
         return torch.index_select(x, dim, index)
     if index.ndim != 2:
         raise ValueError(f"a soft index for index_select has shape (m, n), got {tuple(index.shape)}")
-    wide = wide_dtype(x.device)
-    return (x.movedim(dim, -1).to(wide) @ index.to(wide).mT).to(x.dtype).movedim(-1, dim)
+    moved = x.movedim(dim, 0)
+    y = _product(_positions(index), moved.reshape(len(moved), -1))
+    return y.reshape(len(index), *moved.shape[1:]).to(x.dtype).movedim(0, dim)
 
 
 def narrow(x: Tensor, dim: int, start: int | Tensor, length: int, *, fill: float | None = None) -> Tensor:
@@ -156,7 +154,7 @@ def narrow(x: Tensor, dim: int, start: int | Tensor, length: int, *, fill: float
     windows = rows.unfold(-1, length, 1)[..., : w.shape[-1], :] if length else rows[..., :0]
     if not length:
         return windows.movedim(-1, dim)
-    return (w.unsqueeze(-2) @ windows.to(w.dtype)).squeeze(-2).to(x.dtype).movedim(-1, dim)
+    return _product(w.unsqueeze(-2), windows).squeeze(-2).to(x.dtype).movedim(-1, dim)
 
 
 def scatter(x: Tensor, dim: int, index: Tensor, src: Number) -> Tensor:
@@ -188,7 +186,7 @@ def scatter(x: Tensor, dim: int, index: Tensor, src: Number) -> Tensor:
     after = torch.cat([kept[..., 1:, :], torch.ones_like(kept[..., :1, :])], -2)
     part = _cut(x, dim, index.shape).movedim(dim, -1).to(w.dtype)
     first = kept[..., 0, :] if w.shape[-2] else torch.ones_like(part)
-    written = (part * first + (w * after * values.unsqueeze(-1)).sum(-2)).to(x.dtype).movedim(-1, dim)
+    written = (_times(first, part) + _times(w * after, values.unsqueeze(-1)).sum(-2)).to(x.dtype).movedim(-1, dim)
     return written if written.shape == x.shape else _pasted(x, written)
 
 
@@ -221,7 +219,7 @@ def lookup(keys: Tensor, query: Tensor, values: Tensor, *, smoothing: SmoothingL
     gap = query.to(wide).unsqueeze(-1 if keys.ndim == 1 else -2) - keys.to(wide)
     distance = gap.square() if keys.ndim == 1 else gap.square().sum(-1)
     w = argmax(-distance, -1, smoothing=smoothing)
-    y = w @ values.to(wide).reshape(len(keys), -1)
+    y = _product(_positions(w), values.reshape(len(keys), -1))
     return y.reshape((*w.shape[:-1], *values.shape[1:])).to(values.dtype)
 
 
@@ -310,8 +308,23 @@ def _positions(w: Tensor) -> Tensor:
 
 def _mixed(w: Tensor, x: Tensor) -> Tensor:
     """sum_j w_j x_j; weight exactly 0 leaves out inf and nan."""
-    w, x = torch.broadcast_tensors(_positions(w), x.to(wide_dtype(x.device)))
-    return (w * torch.where((w == 0) & ~x.isfinite(), 0, x)).sum(-1)
+    return _times(*torch.broadcast_tensors(_positions(w), x.to(wide_dtype(x.device)))).sum(-1)
+
+
+def _times(w: Tensor, x: Tensor) -> Tensor:
+    """w x, where weight exactly 0 leaves out inf and nan."""
+    return w * (x if known_finite(x) else torch.where((w == 0) & ~x.isfinite(), 0, x))
+
+
+def _product(w: Tensor, x: Tensor) -> Tensor:
+    """The matrix product w x in the dtype of w, where weight exactly 0 leaves out inf and nan."""
+    x = x.to(w.dtype)
+    if known_finite(x):
+        return w @ x
+    y = w @ torch.where(x.isfinite(), x, 0)
+    odd = torch.cat([x == torch.inf, x == -torch.inf, x.isnan()], -1).to(w.dtype)
+    high, low, bad = ((w != 0).to(w.dtype) @ odd > 0).chunk(3, -1)
+    return torch.where(bad | (high & low), torch.nan, torch.where(high, torch.inf, torch.where(low, -torch.inf, y)))
 
 
 def _cut(x: Tensor, dim: int, shape: Sequence[int]) -> Tensor:

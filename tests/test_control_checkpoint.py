@@ -248,20 +248,6 @@ def test_transforms(plan) -> None:
                 transform(lambda x: loss(chain(x, plan)))(x)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("plan", [None, so.Sqrt(), so.Binomial(3)], ids=repr)
-def test_compiled(plan) -> None:
-    x = normal(3, seed=1).requires_grad_()
-    fast = torch.compile(lambda x: chain(x, plan), fullgraph=True, backend="aot_eager")
-    for f in (fast, lambda x: chain(x, plan)):
-        y = f(x)
-        torch.testing.assert_close(y, chain(x, None), **EXACT)
-        torch.testing.assert_close(
-            torch.autograd.grad(loss(y), x), torch.autograd.grad(loss(chain(x, None)), x), **EXACT
-        )
-
-
 class Opaque(torch.autograd.Function):
     @staticmethod
     def forward(ctx, s: Tensor, w: Tensor) -> Tensor:

@@ -88,16 +88,6 @@ def test_compiled() -> None:
     torch.testing.assert_close(batched(rows, w), torch.vmap(recurrence, (0, None))(rows, w), **EXACT)
 
 
-@pytest.mark.parametrize("plan", [None, so.Sqrt(), so.Binomial(2)], ids=repr)
-def test_no_look_at_any_number(plan) -> None:
-    x = torch.empty(6, 3, device="meta", requires_grad=True)
-    w = torch.empty(3, device="meta", requires_grad=True)
-    carry, ys = so.scan(lambda c, v: (c * w + v, c.sin()), w, x, checkpoint=plan)
-    carry = so.fori_loop(0, 5, lambda i, s: (s * w).exp(), carry, checkpoint=plan)
-    grads = torch.autograd.grad(carry.sum() + ys.sum(), (x, w))
-    assert [g.shape for g in grads] == [x.shape, w.shape]
-
-
 def grow(i: int, s: Tensor) -> Tensor:
     return torch.cat([s, s])
 

@@ -7,15 +7,20 @@ import warnings
 
 import pytest
 import torch
-from oracles import loss, normal
+from oracles import cotangent, loss, normal
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import hessian, jacfwd, jacrev
 
 import smoothops as so
-from tests.bench import control
 
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
+
+
+def exact(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
 PLANS = [None, so.Sqrt(), so.Binomial(4)]
 
 
@@ -205,6 +210,23 @@ def test_a_mean_of_states_is_no_state_and_readout_averages_what_is_read() -> Non
     torch.testing.assert_close(found["big"], (w * (s > 0)).sum(0).float(), rtol=1e-6, atol=0)
 
 
+def test_a_readout_of_states_that_have_no_weight_leaves_no_trace() -> None:
+    """sqrt(2 s + 1) of the state after the loop ended at 0; other rows go on below, where it is NaN."""
+    x, th = exact(3.0, 1.0, 0.0), exact(2.0)[0]
+
+    def run(x: Tensor, th: Tensor) -> Tensor:
+        mean = so.Readout(lambda s: (s * th + 1).sqrt())
+        return so.while_loop(lambda s: s > 0.5, lambda s: s - 1, x, 9, mean=mean)[0]
+
+    assert run(x, th).tolist() == [1, 1, 1]
+    slopes = lambda f: (f(run, 0)(x, th).diagonal(), f(run, 1)(x, th))  # noqa: E731
+    for order in (jacrev, jacfwd):
+        torch.testing.assert_close(slopes(order), (exact(1, 1, 1), exact(0, 0, 0)), **EXACT)
+    x, th = x.requires_grad_(), th.requires_grad_()
+    found = torch.autograd.grad(loss(run(x, th)), (x, th))
+    torch.testing.assert_close(found, (cotangent(x.detach()), th.detach() * 0), **EXACT)
+
+
 def test_samples_are_states_and_their_mean_and_gradient_are_unbiased() -> None:
     c, s = normal(5, seed=5).sigmoid().requires_grad_(), normal(6, seed=6).requires_grad_()
     many = 200_000
@@ -331,27 +353,3 @@ def test_bad_arguments() -> None:
         so.while_loop(lambda s: torch.full(next(shapes), 0.5), torch.sin, s, 3)
     with pytest.raises(TypeError, match="must consist of tensors and numbers, got 'a'"):
         so.while_loop(half, lambda s: s, (s, "a"), 3)
-
-
-# --- programs that AlgoVision ships as examples -----------------------------------------------------------------------
-
-
-def test_numbers_of_algovision() -> None:
-    """Recorded from algovision 0.1.2 in float64; its loops end where the mass is below 1e-5."""
-
-    def exact(*values: float) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64)
-
-    array, swaps = control.bubble_sort(exact(1.3, -0.2, 0.9, 0.1)[None], 5.0)
-    want = exact(-0.142069264372, 0.062611090455, 0.931671108948, 1.247787064968)[None]
-    torch.testing.assert_close(array, want, rtol=0, atol=1e-11)
-    torch.testing.assert_close(swaps, exact(4.036590238453), rtol=0, atol=1e-11)
-    count = control.counting(exact(0.3, -1.2, 4.9), 1.25)
-    torch.testing.assert_close(count, exact(4.982300681, 4.976755106, 5.572769768), rtol=0, atol=1e-5)
-
-
-def test_bubble_sort_at_a_large_beta_is_the_ordinary_one() -> None:
-    x = torch.stack([torch.randperm(7) for _ in range(40)]).double()
-    array, swaps = control.bubble_sort(x, 1e4)
-    assert torch.equal(array, x.sort().values)
-    assert torch.equal(swaps, (x[:, :, None] > x[:, None, :]).double().triu(1).sum((1, 2)))

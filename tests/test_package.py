@@ -25,7 +25,7 @@ PACKAGES = (so, implicit)
 # Each module imports from its own row or from rows above it; within a row there is no cycle.
 LAYERS = {
     "smoothops": (
-        ("_axes", "_opaque", "_reduction", "solvers", "kernels", "kernels.*"),
+        ("_axes", "_blend", "_opaque", "_reduction", "solvers", "kernels", "kernels.*"),
         ("smoothing",),
         ("_regularizer",),
         ("regularizers",),

@@ -12,6 +12,7 @@ class Chain(NamedTuple):
     step: Callable[[int, Any, Any], tuple[Any, Any]]
     feeds: Sequence[list[Any]] | None = None
     halted: Callable[[int, Any], bool] | None = None  # after step i - 1, whether the rest may be left out
+    guards: bool = False  # whether each step enters some
     check: Callable[[Any, Any], Any] | None = None  # of the new state and the old one, the first time only
 
     def play(self, state: Any, start: int, stop: int, outs: list[Any], feeds: Any = None) -> tuple[Any, int]:

@@ -15,8 +15,10 @@ tell the rows apart in a parameter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,16 +26,39 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .._axes import concrete
-from ._kinds import CONTRACTIONS, ELEMENTWISE, FREE
+from .._blend import known_finite
+from ._kinds import BOUNDED, CONTRACTIONS, ELEMENTWISE, FREE, SCALED
 
 
-class _Identity(torch.autograd.Function):
+def _hooked(t: Tensor, dead: Tensor) -> Tensor:
     """t, whose derivative has no NaN where ``dead``; the derivative of that derivative has none either."""
+    y = t.view_as(t)
+    if y.requires_grad:
+        y.register_hook(partial(_cleaned, dead))
+    return y
+
+
+def _cleaned(dead: Tensor, g: Tensor) -> Tensor:
+    batched = torch._C._functorch.is_legacy_batchedtensor(g)  # of is_grads_batched
+    if batched or not concrete(g) or math.isnan(g.detach().sum().item()):
+        g = torch.where(dead & g.isnan(), 0, g)
+    return _hooked(g, dead) if torch.is_grad_enabled() else g
+
+
+class _TransformedIdentity(torch.autograd.Function):
+    """The same in the form that torch.func and torch.compile take, which costs several times as much a call."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, t: Tensor, dead: Tensor) -> Tensor:
-        ctx.save_for_backward(dead)
-        return t.view_as(t)
+    def forward(t: Tensor, dead: Tensor) -> Tensor:
+        # not t alone: under vmap what all rows share must become one for each, or backward sums once too often
+        return torch.where(dead, t, t)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
@@ -41,27 +66,8 @@ class _Identity(torch.autograd.Function):
         return _identity(torch.where(dead & g.isnan(), 0, g), dead), None
 
 
-class _TransformedIdentity(_Identity):
-    """The same in the form that torch.func and torch.compile take, which costs ten times as much a call."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(t: Tensor, dead: Tensor) -> Tensor:  # type: ignore[override]
-        return t.view_as(t)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(inputs[1])
-
-
 class _ForwardIdentity(_TransformedIdentity):
-    """The same with a forward-mode rule, which torch.compile refuses and which does not go with views."""
-
-    @staticmethod
-    def forward(t: Tensor, dead: Tensor) -> Tensor:  # type: ignore[override]
-        return t.clone()
+    """The same with a forward-mode rule, which torch.compile refuses."""
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
@@ -82,8 +88,9 @@ def _identity(t: Tensor, dead: Tensor) -> Tensor:
         return _TransformedIdentity.apply(t, dead)
     if forward_mode():
         return _ForwardIdentity.apply(t, dead)
-    plain = torch._C._functorch.peek_interpreter_stack() is None
-    return (_Identity if plain else _TransformedIdentity).apply(t, dead)
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return _TransformedIdentity.apply(t, dead)
+    return _hooked(t, dead)
 
 
 class Guard(TorchFunctionMode):
@@ -119,7 +126,7 @@ class Guard(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in FREE or not args:
+        if name in FREE or not args or not taping() or harmless(name, args):
             return func(*args, **kwargs)
         # what a function writes to must stay itself
         # (slices: torch.compile cannot trace endswith here)
@@ -149,6 +156,13 @@ class Guard(TorchFunctionMode):
         return torch.where(true.isfinite(), func(*finite, **kwargs), true)
 
 
+def harmless(name: str, args: tuple) -> bool:
+    """Whether no NaN can come out of the derivative of a function of these inputs if none goes in."""
+    if name in SCALED:
+        return len(args) == 2 and isinstance(args[1], (int, float)) and args[1] != 0 and math.isfinite(args[1])
+    return name in BOUNDED and isinstance(args[0], Tensor) and known_finite(args[0])
+
+
 def expanded(args: tuple) -> tuple:
     """Tensors among the arguments of an elementwise function, brought to their common shape."""
     tensors = [a for a in args if isinstance(a, Tensor)]
@@ -165,11 +179,21 @@ def expanded(args: tuple) -> tuple:
     return tuple(next(wide) if isinstance(a, Tensor) else a for a in args)
 
 
+def transformed() -> bool:
+    """Whether derivatives are taken by a transform, which tensors do not tell."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_mode()
+
+
+def taping() -> bool:
+    """Whether any tensor may carry a derivative."""
+    return torch.is_grad_enabled() or (not torch.compiler.is_compiling() and transformed())
+
+
 def tracked(t: Tensor) -> bool:
     """Whether t may carry a derivative."""
     if torch.compiler.is_compiling() or t.requires_grad:
         return torch.is_grad_enabled()
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_mode()
+    return transformed()
 
 
 def some(mask: Tensor) -> bool:
@@ -177,6 +201,14 @@ def some(mask: Tensor) -> bool:
     return not concrete(mask) or bool(mask.any())
 
 
-def guarded(dead: Tensor) -> AbstractContextManager[Any]:
+class Zeros:
+    """Where a weight is 0 (None: nowhere), and whether that is anywhere, looked up once."""
+
+    def __init__(self, mask: Tensor | None) -> None:
+        self.mask, self.some = mask, mask is not None and some(mask)
+
+
+def guarded(dead: Tensor | Zeros) -> AbstractContextManager[Any]:
     """While this is entered, no NaN comes out of the derivatives of the elements that are ``dead``."""
-    return Guard(dead) if some(dead) else nullcontext()
+    zeros = dead if isinstance(dead, Zeros) else Zeros(dead)
+    return nullcontext() if zeros.mask is None or not zeros.some else Guard(zeros.mask)

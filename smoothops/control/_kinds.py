@@ -21,6 +21,12 @@ FREE = frozenset(
     }
 )  # fmt: skip
 
+# linear where all but one of the inputs are numbers
+SCALED = frozenset({"mul", "multiply", "__mul__", "__rmul__", "div", "divide", "true_divide", "__div__", "__truediv__"})
+
+# whose derivatives of every order are finite at finite inputs
+BOUNDED = frozenset({"sigmoid", "tanh", "sin", "cos", "erf", "atan", "arctan", "softplus", "logsigmoid"})
+
 # of several inputs that broadcast: backward sums the rows of what is shared
 ELEMENTWISE = frozenset(
     {

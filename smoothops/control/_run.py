@@ -18,22 +18,25 @@ def run(chain: Chain, state: Any, steps: int, checkpoint: Checkpoint | None) -> 
     outs: list[Any] = []
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
         raise TypeError(f"checkpoint must be None, so.Sqrt() or so.Binomial(slots), got {checkpoint!r}")
-    if checkpoint is None or not steps:
-        return chain.play(state, 0, steps, outs)[0], outs
-    if not torch.compiler.is_compiling():
-        levels = torch._C._functorch.get_interpreter_stack() or []
-        if any(level.key() == torch._C._functorch.TransformType.Grad for level in levels):
-            raise ValueError(
-                "checkpoint= works with backward() and torch.autograd.grad, not inside torch.func.grad, vjp, jacrev or "
-                "hessian, which keep their own tape; pass checkpoint=None there"
-            )
-        if not levels and not forward_mode():
-            return reversible(chain, state, steps, checkpoint)
-    return _nested(chain, state, 0, steps, checkpoint, outs), outs
+    if checkpoint is not None and steps:
+        if torch.compiler.is_compiling():
+            if not chain.guards:  # which torch.compile does not trace inside of a checkpoint
+                return _nested(chain, state, 0, steps, checkpoint, outs), outs
+        else:
+            levels = torch._C._functorch.get_interpreter_stack() or []
+            if any(level.key() == torch._C._functorch.TransformType.Grad for level in levels):
+                raise ValueError(
+                    "checkpoint= works with backward() and torch.autograd.grad, not inside torch.func.grad, vjp, "
+                    "jacrev or hessian, which keep their own tape; pass checkpoint=None there"
+                )
+            # a state of vmap or of forward mode is gone when backward would start from it again
+            if not levels and not forward_mode():
+                return reversible(chain, state, steps, checkpoint)
+    return chain.play(state, 0, steps, outs)[0], outs
 
 
 def _nested(chain: Chain, state: Any, start: int, stop: int, checkpoint: Checkpoint, outs: list[Any]) -> Any:
-    """The same schedule with torch's own checkpoints, which work under compilation, vmap and forward mode."""
+    """The same schedule with torch's own checkpoints, which can be compiled."""
     parts = checkpoint.parts(start, stop)
     for number, (a, b, inner) in enumerate(parts):
         if number == len(parts) - 1 and inner is None:

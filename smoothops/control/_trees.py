@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
@@ -11,18 +12,30 @@ from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_unflatten
 
 from .._axes import concrete
-from ._guard import forward_mode, some
+from .._blend import blend, known_finite
+from ._guard import Zeros
 
 LEAF = tree_flatten(0)[1]
+TUPLES = [tree_flatten((0,) * n)[1] for n in range(9)]
+PLAIN = (int, float, bool)
+WIDE = (torch.float32, torch.float64)  # the dtypes that arithmetic is done in
 
 
 def flatten(tree: Any) -> tuple[list[Any], Any]:
     """tree_flatten, whose general case takes longer than small functions."""
-    return ([tree], LEAF) if isinstance(tree, Tensor) else tree_flatten(tree)
+    if tree is None or isinstance(tree, Tensor):
+        return [tree], LEAF
+    if type(tree) is tuple and len(tree) < len(TUPLES) and all(isinstance(x, Tensor) or type(x) in PLAIN for x in tree):
+        return list(tree), TUPLES[len(tree)]
+    return tree_flatten(tree)
 
 
 def unflatten(leaves: Sequence[Any], spec: Any) -> Any:
-    return leaves[0] if spec is LEAF else tree_unflatten(leaves, spec)
+    if spec is LEAF:
+        return leaves[0]
+    if len(leaves) < len(TUPLES) and spec is TUPLES[len(leaves)]:
+        return tuple(leaves)
+    return tree_unflatten(leaves, spec)
 
 
 def describe(leaf: Any) -> str:
@@ -83,6 +96,8 @@ def lead(w: Tensor, leaf: Tensor, name: str) -> Tensor:
     k = w.ndim
     if k == 0 or leaf.ndim == 0:
         return w
+    if leaf.shape == w.shape:
+        return w
     if leaf.ndim < k or any(d != s and 1 not in (d, s) for d, s in zip(w.shape, leaf.shape, strict=False)):
         raise ValueError(
             f"{name} of shape {tuple(w.shape)} does not fit a result of shape {tuple(leaf.shape)}: its dims stand for "
@@ -104,36 +119,43 @@ def work_dtype(leaf: Tensor, w: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(dtype, w.dtype), torch.float32)
 
 
-def check_range(p: Tensor, name: str) -> None:
-    if concrete(p) and bool(((p < 0) | (p > 1)).any()):
-        low, high = (v.item() for v in p.detach().aminmax())
-        raise ValueError(f"{name} has values in [{low:.4g}, {high:.4g}], expected [0, 1]; use so.heaviside or so.gt")
+def check_range(p: Tensor, name: str, absent: Tensor | None = None) -> tuple[float, float]:
+    """The least and the largest value, NaN where they may not be looked up; what is not absent must be in [0, 1]."""
+    if not concrete(p) or not p.numel():
+        return math.nan, math.nan
+    p = p.detach()
+    low, high = (v.item() for v in p.aminmax())
+    if not (low >= 0 and high <= 1):  # or NaN, which goes on
+        p = p if absent is None else torch.where(absent, 0, p)
+        if bool(((p < 0) | (p > 1)).any()):
+            low, high = (v.item() for v in p[~p.isnan()].aminmax())
+            raise ValueError(
+                f"{name} has values in [{low:.4g}, {high:.4g}], expected [0, 1]; use so.heaviside or so.gt"
+            )
+    return low, high
 
 
-def add(total: Tensor | None, w: Tensor, leaf: Tensor, name: str, scale: Tensor | None = None) -> Tensor:
-    """total + w leaf (or total + scale leaf), where what has w = 0 adds 0, also when it is inf or nan."""
+def add(
+    total: Tensor | None, w: Tensor, leaf: Tensor, name: str, scale: Tensor | None = None, zeros: Zeros | None = None
+) -> Tensor:
+    """total + w leaf (or total + scale leaf), where what has w = 0 adds 0, also when it is inf or nan.
+
+    ``zeros`` of w, where they are known already.
+    """
     dtype = work_dtype(leaf, w)
+    zeros = Zeros(w == 0) if zeros is None else zeros
     w, leaf = lead(w, leaf, name).to(dtype), leaf.to(dtype)
-    absent = w == 0
-    if some(absent):
+    if zeros.mask is not None and zeros.some and not known_finite(leaf):
         # no tangent of what is absent either: 0 times an infinite one is NaN
-        leaf = torch.where(absent, torch.where(leaf.isfinite(), leaf.detach(), 0), leaf)
+        kept = torch.where(leaf.isfinite(), leaf.detach(), 0)
+        leaf = torch.where(lead(zeros.mask, leaf, name), kept, leaf)
     part = (w if scale is None else lead(scale, leaf, name).to(dtype)) * leaf
     return part if total is None else total + part
 
 
 def mix(p: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """p x + (1 - p) y, exact at both ends; what has weight 0 contributes 0, also when it is inf or nan."""
+    """p x + (1 - p) y; what has weight 0 contributes 0, also when it is inf or nan."""
+    if p.dtype == x.dtype == y.dtype and x.dtype in WIDE:
+        return blend(p, x, y)
     dtype, work = result_dtype(x), work_dtype(x, p)
-    p, x, y = p.to(work), x.to(work), y.to(work)
-    if concrete(x) and not forward_mode() and bool((x - y).detach().sum().isfinite()):
-        return torch.lerp(y, x, p).to(dtype)  # which is the formula below where all is finite
-    # no tangent of what is absent: 0 times an infinite one is NaN
-    x, y = torch.where(p == 0, x.detach(), x), torch.where(p == 1, y.detach(), y)
-    finite = x.isfinite() & y.isfinite()
-    gap = torch.where(finite, x - y, 0)
-    value = torch.where(p < 0.5, y + p * gap, x - (1 - p) * gap)
-    # infinities of positive weight: inf - inf above would make NaN of a mean that is inf
-    infinite = ~finite & (p != 0) & (p != 1)
-    mean = p * torch.where(infinite, x, 0) + (1 - p) * torch.where(infinite, y, 0)
-    return torch.where(infinite, mean, value).to(dtype)
+    return blend(p.to(work), x.to(work), y.to(work)).to(dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._axes import concrete
-from ._guard import guarded
+from ._guard import Zeros, guarded
 from ._trees import (
     add,
     check_range,
@@ -110,16 +110,16 @@ def switch(weights: Tensor, branches: Sequence[Callable[..., Any]], *args: Any, 
     if prune and concrete(weights):
         used = (weights != 0).reshape(-1, len(branches)).any(0).tolist()
         taken = [k for k in taken if used[k]] or taken[:1]
-    results = []
-    for k in taken:
-        with guarded(columns[k] == 0):
+    results, zeros = [], [Zeros(columns[k] == 0) for k in taken]
+    for k, gone in zip(taken, zeros, strict=True):
+        with guarded(gone):
             results.append(branches[k](*args))
     leaves, spec = common(results, [f"branches[{k}]" for k in taken], weights)
     totals = []
     for column in leaves:
         total = None
-        for k, leaf in zip(taken, column, strict=True):
-            total = add(total, columns[k], leaf, "weights[..., k]")
+        for k, leaf, gone in zip(taken, column, zeros, strict=True):
+            total = add(total, columns[k], leaf, "weights[..., k]", zeros=gone)
         assert total is not None
         totals.append(total.to(result_dtype(column[0])))
     return unflatten(totals, spec)

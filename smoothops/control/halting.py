@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._axes import wide_dtype
 from ._chain import Chain
-from ._guard import guarded, some
+from ._guard import Zeros, guarded, some
 from ._run import run
 from ._trees import add, check_range, check_same, describe, flatten, number, result_dtype, unflatten, weight
 from .branches import check_callable, name_of
@@ -169,7 +169,7 @@ def while_loop(
     device = next((leaf.device for leaf in flatten(init)[0] if isinstance(leaf, Tensor)), torch.device("cpu"))
     one = torch.ones((), dtype=wide_dtype(device), device=device)
     loop = _Loop(cond_fn, body_fn, mean, halting, device, max_iter, checkpoint)
-    chain = Chain(loop.step, halted=loop.halted)
+    chain = Chain(loop.step, halted=loop.halted, guards=True)
     start = _Carry(init, one * 0, one, None, one * 0, one * 0)
     end, weights = run(chain, start, max_iter, checkpoint)
     result = loop.finish(end)
@@ -198,54 +198,85 @@ class _Loop:
         self.dtype = torch.get_default_dtype()
         # a look waits for an accelerator: once in a stretch there
         self.stride = 1 if device.type == "cpu" else math.isqrt(max_iter - 1) + 1
+        self.asked, self.made = f"{name_of(cond_fn)}(state)", name_of(body_fn)
+        self.seen: tuple[Tensor, _Mass] | None = None
 
     def step(self, t: int, carry: _Carry, _: None) -> tuple[_Carry, Tensor | None]:
-        before = carry.survival
-        c = self.chance(t, carry)
-        log = carry.log + torch.where(c == 0, -torch.inf, torch.where(c == 0, 1, c).log())
-        after = log.exp()
-        w = before * (1 - c)
-        totals = self.total(carry, w, self.gate(w, before, after))
-        with guarded(after == 0):
+        before, mass = carry.survival, self.look(carry.survival)
+        c = self.chance(t, carry, mass.zeros)
+        low, high = check_range(c, self.asked, mass.zeros.mask if mass.zeros.some else None)
+        stop = mass.small if mass.some else None
+        tiny = torch.finfo(c.dtype).tiny
+        if not low >= tiny:
+            # (below tiny 1/c would overflow; NaN goes on)
+            stop = mass.small | (c.detach() < tiny)
+        if stop is None:
+            log = carry.log + c.log()
+            after, w = log.exp(), before * (1 - c)
+        else:  # the loop halts there, without derivative: what would follow is not there
+            alive = (~stop).to(c.dtype)
+            c = torch.where(stop, 1, c)
+            log = carry.log + c.log()
+            after, w = log.exp() * alive, before * ((2 - alive) - c)
+        absent = mass.zeros if high < 1 else Zeros(w == 0)
+        totals = self.total(carry, w, absent, self.gate(w, before, after))
+        with guarded(self.look(after).zeros):
             state = self.body_fn(carry.state)
-        check_same(state, carry.state, name_of(self.body_fn), "its state was", numbers=False)
+        check_same(state, carry.state, self.made, "its state was", numbers=False)
         # E N = sum of P(N > t), E N^2 = sum of (2 t + 1) P(N > t)
-        carry = _Carry(state, log, after, totals, carry.steps + after, carry.squares + (2 * t + 1) * after)
-        return carry, w if self.halting else None
+        squares = torch.add(carry.squares, after, alpha=2 * t + 1)
+        return _Carry(state, log, after, totals, carry.steps + after, squares), w if self.halting else None
 
-    def chance(self, t: int, carry: _Carry) -> Tensor:
-        """c_t, 0 where the loop has halted before; without derivative where it is 0: what would follow is not there."""
-        halted = carry.survival == 0
+    def look(self, survival: Tensor) -> _Mass:
+        """That after a step is that before the next."""
+        if self.seen is None or self.seen[0] is not survival:
+            self.seen = survival, _Mass(survival)
+        return self.seen[1]
+
+    def chance(self, t: int, carry: _Carry, halted: Zeros) -> Tensor:
+        """c_t."""
         with guarded(halted):
-            given = weight(self.cond_fn(carry.state), f"{name_of(self.cond_fn)}(state)")
+            given = weight(self.cond_fn(carry.state), self.asked)
         if t and given.shape != carry.survival.shape:
             raise ValueError(
                 f"{name_of(self.cond_fn)} returned shape {tuple(given.shape)}, at first {tuple(carry.survival.shape)}"
             )
         self.dtype = given.dtype
-        c = given.to(carry.log.dtype)
-        if some(halted):
-            c = torch.where(halted, 0, c)
-        check_range(c, f"{name_of(self.cond_fn)}(state)")
-        # (below tiny 1/c would overflow; NaN goes on)
-        stop = (c < torch.finfo(c.dtype).tiny) | (carry.survival <= ROUNDING)
-        return torch.where(stop, 0, c)
+        return given.to(carry.log.dtype)
 
-    def total(self, carry: _Carry, w: Tensor, scale: Tensor | None) -> list[Tensor]:
-        leaves = flatten(self.mean.read(carry.state))[0]
+    def total(self, carry: _Carry, w: Tensor, absent: Zeros, scale: Tensor | None) -> list[Tensor]:
+        with guarded(absent):
+            leaves = flatten(self.mean.read(carry.state))[0]
         totals = carry.totals or [None] * len(leaves)
-        return [add(sum_, w, as_tensor(x, w), "the condition", scale) for sum_, x in zip(totals, leaves, strict=True)]
+        return [
+            add(sum_, w, as_tensor(x, w), "the condition", scale, absent)
+            for sum_, x in zip(totals, leaves, strict=True)
+        ]
 
     def finish(self, end: _Carry) -> Any:
         """The sums with the mass that is left on the last state."""
-        leaves, spec = flatten(self.mean.read(end.state))
+        absent = self.look(end.survival).zeros
         scale = self.gate(end.survival, end.survival, torch.zeros_like(end.survival))
-        sums = self.total(end, end.survival, scale)
+        sums = self.total(end, end.survival, absent, scale)
+        with guarded(absent):
+            leaves, spec = flatten(self.mean.read(end.state))
         dtypes = [result_dtype(x) if isinstance(x, Tensor) else self.dtype for x in leaves]
         return unflatten([s.to(d) for s, d in zip(sums, dtypes, strict=True)], spec)
 
     def halted(self, t: int, carry: _Carry) -> bool:
-        return t % self.stride == 0 and visible(carry.survival) and bool((carry.survival == 0).all())
+        if t % self.stride or not visible(carry.survival):
+            return False
+        zeros = self.look(carry.survival).zeros
+        return zeros.mask is not None and zeros.some and bool(zeros.mask.all())
+
+
+class _Mass:
+    """What is known of a survival: where it is as good as 0, and where it is 0."""
+
+    def __init__(self, survival: Tensor) -> None:
+        self.small = survival.detach() <= ROUNDING
+        self.some = some(self.small)
+        self.zeros = Zeros(survival == 0) if self.some else Zeros(None)
 
 
 def as_tensor(leaf: Any, w: Tensor) -> Tensor:
