@@ -25,7 +25,7 @@ from ._regularizer import Mixing, Regularizer
 from .kernels.torch import FAR
 from .polytopes import Simplex
 from .polytopes._dual import clipped
-from .polytopes._fused import _Fused
+from .polytopes._fused import attach
 from .polytopes.base import check_role
 from .regularizers import BinaryEntropy, Entropy, Laplace, Quadratic
 from .smoothing import Problem, SmoothingLike, as_smoothing
@@ -122,7 +122,7 @@ def _differentiated(
         d = slope(inner, strength, family)
         if not whole:
             d = torch.where(finite, d, torch.where(v.isnan(), v, 0))
-    return _Fused.apply(x, y, (d,), _Slopes, lambda v: plain(v, reg))
+    return attach(x, y, (d,), _Slopes, lambda v: plain(v, reg))
 
 
 class _Slopes:

@@ -270,6 +270,19 @@ def test_a_tensor_that_no_torch_function_takes_is_not_lost() -> None:
     torch.testing.assert_close(torch.autograd.grad(y, (x, w)), (w**4, 4 * x * w**3))
 
 
+@pytest.mark.parametrize("read", [so.heaviside, so.rank, lambda v: so.argmax(v, -1, smoothing=so.Quadratic(1.0))])
+def test_a_derived_tensor_read_by_a_compiled_operator(read) -> None:
+    w = torch.tensor([0.3, 0.1], dtype=torch.float64, requires_grad=True)
+    start, derived = torch.ones(2, dtype=torch.float64), w * 2
+
+    def final(checkpoint: so.Sqrt | None) -> Tensor:
+        return so.fori_loop(0, 9, lambda i, s: s + 0.1 * read(derived) * s, start, checkpoint=checkpoint)
+
+    (want,) = torch.autograd.grad(loss(final(None)), w, retain_graph=True)
+    assert want.abs().max() > 0
+    torch.testing.assert_close(torch.autograd.grad(loss(final(so.Sqrt())), w, retain_graph=True)[0], want, **EXACT)
+
+
 def test_changes_in_place_are_noticed() -> None:
     x = torch.tensor([0.3, 0.5], requires_grad=True)
     middle = x * 1

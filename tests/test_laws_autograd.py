@@ -58,6 +58,11 @@ def test_first_order_transforms(case: Case) -> None:
     torch.testing.assert_close(tangent, along_v, **EXACT)
     torch.testing.assert_close(torch.func.jacrev(case)(x), j, **EXACT)
     torch.testing.assert_close(torch.func.jacfwd(case)(x), j, **EXACT)
+    leaf = x.clone().requires_grad_()  # the transform around the backward pass alone
+    y = case(leaf)
+    units = torch.eye(y.numel(), dtype=y.dtype).reshape(-1, *y.shape)
+    rows = torch.vmap(lambda g: torch.autograd.grad(y, leaf, g, retain_graph=True)[0])(units)
+    torch.testing.assert_close(rows.reshape(j.shape), j, **EXACT)
     gradient = torch.func.grad(lambda x: loss(case(x)))(x)
     torch.testing.assert_close(gradient, value_and_gradient(case, x)[1], **EXACT)
     each = torch.vmap(torch.func.grad(lambda row: loss(case(row))))(x)

@@ -69,7 +69,9 @@ class _Fused(torch.autograd.Function):
         (x, *state), (g,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():
             (grad,) = torch.autograd.grad(ctx.plain(x), x, g, create_graph=True)
-        elif _wrapped(g):
+        elif torch._C._functorch.is_functorch_wrapped_tensor(g):
+            (grad,) = torch.func.vjp(ctx.plain, x.detach())[1](g)
+        elif torch._C._functorch.is_legacy_batchedtensor(g):
             with torch.enable_grad():
                 x = x.detach().requires_grad_()
                 (grad,) = torch.autograd.grad(ctx.plain(x), x, g)
@@ -78,10 +80,11 @@ class _Fused(torch.autograd.Function):
         return grad, None, None, None, None
 
 
-def _wrapped(v: Tensor) -> bool:
-    """Whether v is a batch in disguise, of torch.func.vmap or of the older one of is_grads_batched."""
-    functorch = torch._C._functorch
-    return functorch.is_functorch_wrapped_tensor(v) or functorch.is_legacy_batchedtensor(v)
+def attach(x: Tensor, y: Tensor, state: tuple[Tensor, ...], job: Any, plain: Callable[[Tensor], Tensor]) -> Tensor:
+    """``y`` with the gradient in x that the job knows, and the other derivatives of ``plain``."""
+    if torch._C._len_torch_function_stack():
+        x = x.view_as(x)  # a mode does not see the Function, but should see that x is used: see control._replay
+    return _Fused.apply(x, y, state, job, plain)
 
 
 def run(x: Tensor, job: Callable[..., Job], parameters: tuple[Parameter, ...], plain: Callable[..., Tensor]) -> Tensor:
@@ -97,7 +100,7 @@ def run(x: Tensor, job: Callable[..., Job], parameters: tuple[Parameter, ...], p
     y, state = done
     if not (x.requires_grad and torch.is_grad_enabled()):
         return y
-    return _Fused.apply(x, y, state, work, lambda v: plain(v, work.strength(), *parameters[1:]))
+    return attach(x, y, state, work, lambda v: plain(v, work.strength(), *parameters[1:]))
 
 
 def _apart(
