@@ -1,4 +1,4 @@
-"""What the site adds to the pages in docs/: a gallery from the examples, formulas as MathML, links into the checkout."""
+"""What the site adds to the pages in docs/: API entries, a gallery from the examples, formulas as MathML."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+from docstrings import entry
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 FORMULA = re.compile(r'<(?P<tag>div|span) class="arithmatex">\\[\[(](?P<latex>.*?)\\[\])]</(?P=tag)>', re.S)
-ROLE = re.compile(r":(?:func|class|meth|mod):(?=<code>)")
+ENTRY = re.compile(r"^::: (?P<path>[\w.]+)(?: \((?P<members>[\w, ]+)\))?$", re.M)
+FENCE = re.compile(r"(^ *(?P<mark>```+|~~~+).*?^ *(?P=mark) *$|`[^`\n]+`)", re.M | re.S)
+PRODUCT = re.compile(r"<(?=\w+, )")  # <x, y>, which Python-Markdown takes for a tag
 OUTSIDE = re.compile(r"\]\((?:\.\./)+(?P<path>examples/(?P<name>\w+)\.py)\)")
 
 
@@ -26,22 +30,29 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-
-
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """A link to an example leads to its page of the gallery."""
+    """Entries of the API; a link to an example leads to its page of the gallery."""
     here = posixpath.dirname(page.file.src_uri) or "."
-    return OUTSIDE.sub(lambda m: f"]({posixpath.relpath('gallery/' + m['name'] + '.md', here)})", markdown)
+    markdown = ENTRY.sub(lambda m: entry(m["path"], tuple((m["members"] or "").replace(",", "").split())), markdown)
+    markdown = OUTSIDE.sub(lambda m: f"]({posixpath.relpath('gallery/' + m['name'] + '.md', here)})", markdown)
+    parts, last = [], 0
+    for found in FENCE.finditer(markdown):
+        parts += [PRODUCT.sub("&lt;", markdown[last : found.start()]), found[0]]
+        last = found.end()
+    return "".join([*parts, PRODUCT.sub("&lt;", markdown[last:])])
 
 
 def on_page_content(content: str, page: Any, config: Any, files: Files) -> str:
-    content = ROLE.sub("", content)  # docstrings name things as Sphinx does
     return FORMULA.sub(formula, content)
 
 
 def formula(found: re.Match[str]) -> str:
     display = "block" if found["tag"] == "div" else "inline"
-    return convert(html.unescape(found["latex"]).strip(), display=display)
+    latex = html.unescape(found["latex"]).strip().replace(r"\arg", r"\operatorname{arg}")
+    drawn = convert(latex, display=display)
+    if "\\" in drawn:
+        raise PluginError(f"a formula that latex2mathml does not know: {latex}")
+    return drawn
 
 
 # --- the gallery ------------------------------------------------------------------------------------------------------
@@ -68,8 +79,8 @@ def gallery() -> str:
             f"<strong>{title(path)}</strong>{sentence}</a>"
         )
     return (
-        "# Gallery\n\nEach is one script in `examples/`, runs in under three minutes on two cores, checks its claim over "
-        "three seeds, and draws its figure.\n\n"
+        "# Gallery\n\nEach is one script in `examples/`, runs in under three minutes on two cores, checks its claim "
+        "over three seeds, and draws its figure.\n\n"
         '<div class="gallery">\n' + "\n".join(cards) + "\n</div>\n"
     )
 
