@@ -9,7 +9,7 @@ EXTRAS := test,docs,examples
 SOURCES := smoothops implicit tests examples docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench docs lint format clean
+.PHONY: help demo test test-all bench docs figures lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,9 +26,11 @@ test-all: $(STAMP) ## every test
 bench: $(STAMP) ## time against torch and other libraries; rewrites docs/benchmarks.md (BENCH=--quick: under a minute)
 	$(BIN)/python -m tests.bench $(BENCH)
 
-docs: $(STAMP) ## run every example in the documentation, redraw the figures
-	$(BIN)/python -m pytest tests/test_docs.py
-	@echo "drawing the figures and writing the operator pages"
+docs: $(STAMP) ## build the documentation site; open build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --config-file .mkdocs.yml
+	@echo "open build/site/index.html"
+
+figures: $(STAMP) ## redraw the figures of the documentation and write the operator pages from the docstrings
 	$(BIN)/python docs/figures.py
 	$(BIN)/python docs/operator_pages.py
 

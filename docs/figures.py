@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
+import choice_figures
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
@@ -108,7 +109,7 @@ def mixing() -> None:
 
 def main() -> None:
     IMAGES.mkdir(exist_ok=True)
-    for draw in (operators, masks, mixing):
+    for draw in (operators, masks, mixing, choice_figures.window, choice_figures.training):
         draw()
         print("drew", draw.__name__)
 

@@ -14,6 +14,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from docstrings import sections, signature
 from torch import Tensor
 
 import smoothops as so
@@ -254,15 +255,6 @@ def picture(folder: str, name: str, page: Page) -> None:
     plt.close(figure)
 
 
-def sections(text: str) -> dict[str, str]:
-    """A docstring split at its headings, in order; "" is what comes first."""
-    parts = re.split(r"^(Args|Returns|Raises|Complexity|Source|Example|Counted are)\b:?[ \n]", text, flags=re.M)
-    return {
-        "": parts[0].strip(),
-        **{h: textwrap.dedent(b).strip("\n") for h, b in zip(parts[1::2], parts[2::2], strict=True)},
-    }
-
-
 def code_names(text: str) -> str:
     """Docstring markup as markdown."""
     text = re.sub(r":func:`(\w+)`", r"[`\1`](\1.md)", text)
@@ -272,13 +264,11 @@ def code_names(text: str) -> str:
 def markdown(folder: str, name: str, page: Page) -> str:
     function = getattr(so, name)
     parts = sections(inspect.getdoc(function) or "")
-    signature = str(inspect.signature(function)).replace("'", "")
-    signature = re.sub(r"torch\.(?=Tensor)| -> None$", "", signature)
     lines = [
         f"# {name}",
         "",
         "```text",
-        *textwrap.wrap(f"so.{name}{signature}", 100, subsequent_indent="    "),
+        *textwrap.wrap(f"so.{name}{signature(function)}", 100, subsequent_indent="    "),
         "```",
         "",
     ]

@@ -89,7 +89,7 @@ from .control import (
 )
 from .soften import soften
 from .softened import softened
-from . import losses, metrics
+from . import losses, metrics, nn
 from .fenchel_young import FenchelYoung
 
 __version__ = "0.1.0"
@@ -216,5 +216,6 @@ __all__ = [
     # losses and metrics
     "FenchelYoung",
     "losses",
+    "nn",
     "metrics",
 ]

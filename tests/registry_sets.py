@@ -13,7 +13,6 @@ ONLY_QUADRATIC = ("quadratic", "number", "hard", "straight")
 FINITE = {"extreme": "infinities and strengths beyond the digits of float64 raise"}
 SOLVED = {
     **FINITE,
-    "compile": "the programme is stated in cvxpy, which cannot be traced; see test_implicit_program",
     "precision": "a gradient that is exactly 0 comes out of a linear solve as 1e-12",
     "ties": "to the digits of theta/eps",
 }

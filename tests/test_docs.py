@@ -113,6 +113,24 @@ def documented() -> dict[str, Any]:
 
 
 PUBLIC = documented()
+
+
+def test_the_api_pages_list_everything_once() -> None:
+    listed = [
+        name
+        for page in sorted((ROOT / "docs" / "api").glob("*.md"))
+        for name in re.findall(r"^::: ([\w.]+)", page.read_text(), re.M)
+    ]
+    assert len(listed) == len(set(listed)), "listed twice"
+    known = [
+        f"{module.__name__}.{name}"
+        for module in (so, so.losses, so.metrics, so.nn, implicit, implicit.conditions)
+        for name in module.__all__
+        if callable(getattr(module, name))
+    ]
+    assert set(listed) == set(known)
+
+
 EXAMPLES = [
     test
     for name, thing in PUBLIC.items()

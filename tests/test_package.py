@@ -40,7 +40,7 @@ LAYERS = {
         ("softened", "_soft_values", "_soft_boolean", "_soft_integer", "_soft_reading", "_composites", "_replaced"),
         ("fenchel_young", "metrics", "metrics.*"),
         ("losses", "losses.*"),
-        ("nn",),
+        ("nn", "nn.*"),
     ),
     "implicit": (
         ("operator", "_pytree"),

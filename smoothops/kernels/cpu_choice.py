@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .cpu import jit
+from .cpu_softmax import ALL, NONE, SOLVED, largest_entry, softmax_row
 from .cpu_threshold import (
     CHUNK,
     CODES,
@@ -30,9 +31,6 @@ from .cpu_threshold import (
 )
 from .threads import over_rows
 from .torch import SLOPE_FLOOR
-
-SOLVED, NONE, ALL = range(3)  # what a row is: has a threshold, or all of its items have weight 0, or 1
-
 
 # --- phi without an edge: every item counts ---------------------------------------------------------------------------
 
@@ -74,19 +72,6 @@ def _slope(code, x, ref, eps, tau, shape, cap, d):  # type: ignore[no-untyped-de
 
 
 @jit
-def _largest(x):  # type: ignore[no-untyped-def]
-    """The largest entry; nan is passed over. Four at a time, which do not wait for each other."""
-    n = x.shape[0]
-    a = b = c = d = -math.inf
-    for i in range(0, n - 3, 4):
-        a, b = x[i] if x[i] > a else a, x[i + 1] if x[i + 1] > b else b
-        c, d = x[i + 2] if x[i + 2] > c else c, x[i + 3] if x[i + 3] > d else d
-    for i in range(n - n % 4, n):
-        a = x[i] if x[i] > a else a
-    return max(max(a, b), max(c, d))
-
-
-@jit
 def _gather(x, cut, index):  # type: ignore[no-untyped-def]
     """The indices of the entries above ``cut``; how many those are, how many are above -inf, how many inf or nan."""
     count, items, unfit = 0, 0, 0
@@ -124,7 +109,7 @@ def _sparse_row(code, x, eps, k, shape, cap, several, index, u, y, d):  # type: 
     if several:
         cut = _cut_of_sample(code, x, eps, k, shape, cap, u, y, d)
     else:
-        largest = np.float64(_largest(x))
+        largest = np.float64(largest_entry(x))
         low = min(-_phi_inverse(code, k, shape), -_phi_inverse(code, k / x.shape[0], shape))
         cut = largest + (low + edge - 1e-6 * (1 + abs(low))) * eps
         if not cut < largest:
@@ -229,6 +214,11 @@ def _forward(code, x, eps, k, shape, cap, several, log_residual, y, kind, ref, t
     v, u, part, part_slope = np.empty(n), np.empty(n), np.empty(CHUNK), np.empty(CHUNK)
     present = np.empty(0, np.bool_)  # no mask
     for r in range(x.shape[0]):
+        if code == ENTROPY and not several:
+            kind[r], ref[r], tau[r] = softmax_row(x[r], eps[r], v, y[r])
+            if kind[r] < 0:
+                return False
+            continue
         ref[r], tau[r], items = solve_row(
             code, x[r], present, False, eps[r], k[r], shape[r], cap[r], several, log_residual, v, u, part, part_slope
         )  # fmt: skip

@@ -66,6 +66,11 @@ class ConvexSet(Polytope):
 
         key = None if reg is None else (type(reg), reg.shape)
         if key not in self._programs:
+            if torch.compiler.is_compiling():
+                raise RuntimeError(
+                    "torch.compile cannot trace cvxpy, which states the programme at the first call: call the "
+                    "ConvexSet once with this smoothing before compiling"
+                )
             y, theta = self.variable, cp.Parameter(self.variable.shape, name="theta")
             objective = cp.sum(cp.multiply(theta, y))
             if reg is not None:
@@ -126,18 +131,21 @@ class ConvexSet(Polytope):
         # by Danskin the derivative through y vanishes, so that the gradient is y, and its derivatives are those of y
         y = self._soft(rows, reg)
         shape = rows.parameter(reg.shape, "alpha")
-        omega = type(reg).omega(y, shape).sum(-1, keepdim=True) - self._linear(type(reg), shape) * y.sum(
-            -1, keepdim=True
-        )
+        linear = self._linear(type(reg), float(reg.shape))
+        omega = type(reg).omega(y, shape).sum(-1, keepdim=True) - linear * y.sum(-1, keepdim=True)
         return (rows.x * y).sum(-1, keepdim=True) - self.strength(rows, reg) * omega
 
-    def _linear(self, family: type[Regularizer], shape: Tensor) -> Tensor:
+    def _linear(self, family: type[Regularizer], alpha: float) -> float:
         """By how much omega(y) of the library exceeds that of cvxpy, for each y: they differ in a linear term."""
-        alpha = float(shape.flatten()[0])
-        return family.omega(torch.ones_like(shape), shape) - float(family.make(1.0, alpha).cvxpy(1.0).value)  # type: ignore[attr-defined]
+        key = ("linear", family, alpha)
+        if key not in self._programs:
+            one = torch.ones((), dtype=torch.float64)
+            ours = family.omega(one, torch.full_like(one, alpha))
+            self._programs[key] = float(ours) - float(family.make(1.0, alpha).cvxpy(1.0).value)  # type: ignore[attr-defined]
+        return self._programs[key]
 
     def _vertex_energy(self, rows: Rows, family: type[Regularizer], shape: Tensor) -> Tensor:
-        return self._linear(family, shape) * rows.x.sum(-1, keepdim=True)
+        return self._linear(family, float(shape.flatten()[0])) * rows.x.sum(-1, keepdim=True)
 
     def contains(self, y: Tensor, tol: float = 1e-6) -> Tensor:
         """Whether each y is no further than ``tol`` from the set, by its projection."""

@@ -20,6 +20,8 @@ from ._mixing import mixing_threshold
 from ._traced import ANSWERS
 from .base import Polytope
 
+LONG = 128  # items from which on a compiled softmax is worth loading numba for: what gains most are long rows
+
 
 def _need_n(n: int | None, name: str) -> int:
     if n is None:
@@ -97,9 +99,11 @@ class CappedSimplex(Polytope):
             return rows.poisoned((CappedSimplex(k) if self.clip else self)._soft(rows, reg))
 
         self._k(rows)  # checks it
-        if reg.closed_form and not self.clip:
+        closed = reg.closed_form and not self.clip
+        if closed and rows.n < LONG:
             return softmax(rows, reg, plain)
-        return choice(rows, reg, self.k, self.clip, plain, lambda: self.strength(rows, reg))
+        found = choice(rows, reg, self.k, self.clip, plain, lambda: self.strength(rows, reg))
+        return softmax(rows, reg, plain) if found is None and closed else found
 
     def _soft_max(self, rows: Rows, reg: Regularizer) -> Tensor:
         return self._threshold(rows, reg).max()
