@@ -9,15 +9,16 @@ steps on v, quadratic, take over.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import kernels
 from .._opaque import batch_shape, opaque
 from ._assignment import feasible
-from ._kernel import Kernel, even, massive, scaled
+from ._kernel import Kernel, cut, even, massive
 
 SPAN = 50.0  # the range of z at which annealing starts: kernels within e^-50 need few sweeps
 ANNEAL = 5.0  # the factor from one temperature to the next
@@ -27,6 +28,7 @@ NEAR = 0.5  # the error below which Newton steps are tried
 INEXACT = 1e-4  # the relative residual of the linear system of a Newton step
 TRUST = 3.0  # the largest change of a potential in a Newton step
 DRIFT = 50.0  # the change of a potential from which on E is made anew: less loses none of its digits
+PATIENCE = 3  # how much cheaper compiled sweeps are
 BLOCK = 2**18  # entries of the matrices that are swept together: two such kernels stay in the cache
 UNRESOLVED = 1e-6  # rounding of the potentials above which their matrix would be meaningless
 
@@ -35,33 +37,44 @@ Options = tuple[float, int, str, bool]  # tol, max_iter, on_fail, anneal
 
 
 class Solved(NamedTuple):
-    """The potentials and the kernel of each matrix, its error, the bound on that, and the number of sweeps."""
+    """The plan of mass 1 and the potentials of each matrix, its error, the bound on that, and the number of sweeps."""
 
+    plan: Tensor
     u: Tensor
     v: Tensor
-    to_columns: Tensor
-    to_rows: Tensor
     error: Tensor
-    tol: Tensor
+    bound: Tensor
     sweeps: Tensor
 
 
-def solve(z: Tensor, a: Tensor, b: Tensor, tol: float, max_iter: int, anneal: bool) -> Solved:
+class Start(NamedTuple):
+    """Where a matrix comes from: potentials at the temperature ``sigma``, 0 for none, their error, sweeps done."""
+
+    v: Tensor
+    sigma: Tensor
+    error: Tensor
+    sweeps: Tensor
+
+
+def solve(
+    z: Tensor, a: Tensor, b: Tensor, tol: float, max_iter: int, anneal: bool, start: Start | None = None
+) -> Solved:
     """For z (rows, n, m), and masses (rows, n, 1), (rows, 1, m) that sum to 1; from a large eps on if ``anneal``."""
-    if not z.numel():
-        none, (number, n, m) = z.new_zeros(len(z)), z.shape
-        return Solved(z.new_zeros(number, n, 1), z.new_zeros(number, 1, m), z, z.mT, none, none + tol, none)
-    rows = _Rows(z, a, b, tol, anneal)
-    while rows.live.numel() and rows.steps < max_iter:
-        rows.sweep(min(SWEEPS, max_iter - rows.steps))
+    rows = _Rows(z, a, b, tol, anneal, start)
+    budget = max_iter if start is None else max_iter - int(start.sweeps.max())
+    while rows.live.numel() and rows.steps < budget:
+        rows.sweep(min(SWEEPS, budget - rows.steps))
     rows.settle(torch.ones_like(rows.live, dtype=torch.bool))
     found: Solved = rows.found
-    if not massive(b):  # columns without mass have the potentials that make their means under a exact
-        x = torch.where(a > 0, z - found.u + a.log(), -torch.inf).logsumexp(-2, keepdim=True)
-        v = torch.where(b > 0, found.v, torch.where(x.isfinite(), x, 0))
-        e, u = scaled(z, a, b, v)
-        found = found._replace(u=u, v=v, to_columns=a * e, to_rows=(b * e).mT.contiguous())
     return found
+
+
+def _unmoved(z: Tensor, a: Tensor, b: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """v, where columns without mass have the potentials that make their means under a exact."""
+    if massive(b):
+        return v
+    x = torch.where(a > 0, z - u + a.log(), -torch.inf).logsumexp(-2, keepdim=True)
+    return torch.where(b > 0, v, torch.where(x.isfinite(), x, 0))
 
 
 class _Rows:
@@ -70,7 +83,7 @@ class _Rows:
     The kernel is that of z/sigma, u and v; t is the scaling of its columns since it was made.
     """
 
-    def __init__(self, z: Tensor, a: Tensor, b: Tensor, tol: float, anneal: bool) -> None:
+    def __init__(self, z: Tensor, a: Tensor, b: Tensor, tol: float, anneal: bool, start: Start | None) -> None:
         low, high = z.amin((1, 2)).unsqueeze(-1), z.amax((1, 2)).unsqueeze(-1)
         self.massive = massive(a, b)
         if not self.massive or not bool(low.isfinite().all()):
@@ -88,10 +101,17 @@ class _Rows:
         self.sigma = (span / SPAN).clamp(min=1)
         self.v = torch.zeros_like(z[:, :1])
         self.last = torch.full_like(span, torch.inf)
-        self.newton = torch.zeros_like(span)
+        self.more = torch.zeros_like(span)  # sweeps done before, and Newton steps
         self.steps = 0
         self.found: Any = None  # a Solved, made when the first matrix is done
-        self._renew(None, self._kernel(None, None))
+        if start is not None:
+            begun = start.sigma > 0
+            self.v, self.more = start.v.clone(), start.sweeps.clone()
+            self.sigma, self.last = (
+                torch.where(begun, start.sigma, self.sigma),
+                torch.where(begun, start.error, self.last),
+            )
+        self._renew(None, self._kernel(None, None if start is None else self.v))
         nothing = (b == 0).all(-1).flatten()
         self.last[nothing] = 0
         self.settle((rounding >= UNRESOLVED) | nothing)
@@ -166,7 +186,7 @@ class _Rows:
         moved = self._kernel(i, v)
         error = Kernel(*moved[:2], b).error
         better = error < self.last[i]
-        self.newton[i] += 1
+        self.more[i] += 1
         i = i[better]
         self.v[i], self.last[i] = v[better], error[better]
         self._renew(i, (moved[0][better], moved[1][better], moved[2][better]))
@@ -184,22 +204,20 @@ class _Rows:
         """Hands out the matrices in ``which`` and drops them."""
         if not bool(which.any()):
             return
-        s = torch.bmm(self.t, self.to_rows).clamp_(min=torch.finfo(self.t.dtype).tiny).reciprocal_()
-        u, v, sweeps = self.u - s.mT.log(), self.v - self.t.log(), self.steps + self.newton
-        like = (u, v, self.to_columns, self.to_rows, self.last, self.tol, sweeps)
+        s = torch.bmm(self.t, self.to_rows).clamp_(min=torch.finfo(self.t.dtype).tiny).reciprocal_().mT
+        u, v, sweeps = self.u - s.log(), self.v - self.t.log(), self.steps + self.more
+        like, columns = (u, v, self.last, self.tol, sweeps), self.t * self.b
         whole = self.found is None and bool(which.all())
-        given = like if whole else tuple(x[which] for x in like)
-        given[2].mul_(s.mT if whole else s[which].mT).mul_(self.t if whole else self.t[which])
-        given[3].mul_(s if whole else s[which]).mul_(self.t.mT if whole else self.t[which].mT)
         if whole:
-            self.found = Solved(*given)
-        elif self.found is None:
-            self.found = Solved(*(torch.empty_like(x) for x in like))
-        if not whole:
+            self.found = Solved(self.to_columns.mul_(s).mul_(columns), *like)
+        else:
+            if self.found is None:
+                self.found = Solved(*(torch.empty_like(x) for x in (self.to_columns, *like)))
+            given = (self.to_columns[which].mul_(s[which]).mul_(columns[which]), *(x[which] for x in like))
             for out, x in zip(self.found, given, strict=True):
                 out[self.live[which]] = x
         keep = ~which
-        for name in ("live", "z", "a", "b", "u", "v", "to_columns", "to_rows", "t", "sigma", "tol", "last", "newton"):
+        for name in ("live", "z", "a", "b", "u", "v", "to_columns", "to_rows", "t", "sigma", "tol", "last", "more"):
             setattr(self, name, getattr(self, name)[keep])
 
 
@@ -222,30 +240,57 @@ def sinkhorn(
 ) -> Tensor:
     """v (..., 1, m), as an operator that torch.compile and vmap carry."""
     batch, given = as_matrices(x, eps, a, b)
-    v = torch.cat([found.v for found in blocks(given, (tol, max_iter, on_fail, anneal))])[..., : x.shape[-1]]
-    return v.reshape(*batch, 1, x.shape[-1])
+    return transported(given, (tol, max_iter, on_fail, anneal)).v.reshape(*batch, 1, x.shape[-1])
 
 
 def block_size(x: Tensor) -> int:
-    """How many matrices are swept together."""
+    """How many matrices torch sweeps together."""
     return max(1, BLOCK // max(1, x.shape[-2:].numel())) if x.device.type == "cpu" else max(1, len(x))
 
 
-def blocks(given: list[Tensor], options: Options) -> Iterator[Solved]:
-    """The solutions for theta, eps, a and b (rows, ...), :func:`block_size` of them at a time.
-
-    Odd sizes come back padded by a row or a column without mass.
-    """
+def transported(given: Sequence[Tensor], options: Options) -> Solved:
+    """The solutions for theta, eps, a and b (rows, ...), by the compiled sweeps as far as these go."""
     x, eps, a, b = given
     tol, max_iter, on_fail, anneal = options
-    size, judged = block_size(x), []
-    for i in (slice(first, first + size) for first in range(0, max(1, len(x)), size)):
-        z = even(x[i] / eps[i], -torch.inf)
-        found = solve(z, even(a[i], columns=False), even(b[i], rows=False), tol, max_iter, anneal)
-        judged.append((found.error, found.tol, found.sweeps))
-        yield found
-    error, bound, sweeps = (torch.cat(parts) for parts in zip(*judged, strict=True))
-    fail(error, bound, sweeps, x, a, b, on_fail)
+    if not x.numel():
+        none = x.new_zeros(len(x))
+        return Solved(x, x.new_zeros(*x.shape[:-1], 1), x.new_zeros(len(x), 1, x.shape[-1]), none, none + tol, none)
+    fast = kernels.compiled_sinkhorn() if x.device.type == "cpu" and x.dtype == torch.float64 else None
+    if fast is None:
+        parts = [_swept([t[i] for t in given], options, None) for i in _parts(x, len(x))]
+        found = Solved(*(torch.cat(t) for t in zip(*parts, strict=True)))
+    else:
+        patience = PATIENCE * (10 + x.shape[-1] / 6)
+        rules = (SPAN, ANNEAL, COARSE, NEAR, patience, float(torch.tensor(DRIFT).exp()), UNRESOLVED)
+        *known, sigma, done = fast.solve(x, eps, a, b, tol, max_iter, anneal, rules)
+        found = Solved(*known)
+        left = (~done).nonzero().squeeze(-1)
+        for part in _parts(x, len(left)):
+            i = left[part]
+            start = Start(found.v[i], sigma[i], found.error[i], found.sweeps[i])
+            for out, t in zip(found, _swept([t[i] for t in given], options, start), strict=True):
+                out[i] = t
+    found = found._replace(v=_unmoved(x / eps, a, b, found.u, found.v))
+    fail(found.error, found.bound, found.sweeps, x, a, b, on_fail)
+    return found
+
+
+def _parts(x: Tensor, number: int) -> list[slice]:
+    size = block_size(x)
+    return [slice(first, min(first + size, number)) for first in range(0, number, size)]
+
+
+def _swept(given: Sequence[Tensor], options: Options, start: Start | None) -> Solved:
+    """:func:`solve` on matrices of even size."""
+    x, eps, a, b = given
+    tol, max_iter, _, anneal = options
+    n, m = x.shape[-2:]
+    if start is not None:
+        start = start._replace(v=even(start.v, rows=False))
+    found = solve(
+        even(x / eps, -torch.inf), even(a, columns=False), even(b, rows=False), tol, max_iter, anneal, start
+    )  # fmt: skip
+    return found._replace(plan=cut(found.plan, n, m), u=cut(found.u, n, 1), v=cut(found.v, 1, m))
 
 
 def fail(error: Tensor, bound: Tensor, sweeps: Tensor, x: Tensor, a: Tensor, b: Tensor, on_fail: str) -> None:
