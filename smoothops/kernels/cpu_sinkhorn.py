@@ -19,7 +19,7 @@ from .cpu_math import exp
 from .threads import over_rows
 
 VECTORS = {"reassoc", "contract"}
-TINY = 2.2250738585072014e-308
+TINY, EPSILON = np.finfo(np.float64).tiny, np.finfo(np.float64).eps
 LOOK = 5  # sweeps between two guesses of how many are left
 
 
@@ -35,6 +35,13 @@ def _span(x, a, b, unit):  # type: ignore[no-untyped-def]
                 low = min(low, row[j] if counts else math.inf)
                 high = max(high, row[j] if counts else -math.inf)
     return (high - low) * unit
+
+
+@jit(inline="always")
+def _weight(total, a, scaling):  # type: ignore[no-untyped-def]
+    if scaling:
+        return a / max(total, TINY)
+    return total / a if a > 0 else 0.0
 
 
 @jit(fastmath=VECTORS)
@@ -62,21 +69,34 @@ def _start(x, a, b, unit, v, t, k, top, sums):  # type: ignore[no-untyped-def]
 
 
 @jit(fastmath=VECTORS)
-def _sweep(k, a, t, sums):  # type: ignore[no-untyped-def]
+def _through(k, p, a, scaling, out):  # type: ignore[no-untyped-def]
+    """K' w for w = a / K p with ``scaling``, a sweep, else w = K p / a; four rows at a time, each read once."""
     n, m = k.shape
-    sums[:] = 0.0
-    for i in range(n):
+    out[:] = 0.0
+    for i in range(0, n - 3, 4):
+        k0, k1, k2, k3 = k[i], k[i + 1], k[i + 2], k[i + 3]
+        w0, w1, w2, w3 = 0.0, 0.0, 0.0, 0.0
+        for j in range(m):
+            w0 += k0[j] * p[j]
+            w1 += k1[j] * p[j]
+            w2 += k2[j] * p[j]
+            w3 += k3[j] * p[j]
+        w0, w1 = _weight(w0, a[i], scaling), _weight(w1, a[i + 1], scaling)
+        w2, w3 = _weight(w2, a[i + 2], scaling), _weight(w3, a[i + 3], scaling)
+        for j in range(m):
+            out[j] += (w0 * k0[j] + w1 * k1[j]) + (w2 * k2[j] + w3 * k3[j])
+    for i in range(n - n % 4, n):
         row = k[i]
-        total = 0.0
+        w0 = 0.0
         for j in range(m):
-            total += row[j] * t[j]
-        s = a[i] / max(total, TINY)
+            w0 += row[j] * p[j]
+        w0 = _weight(w0, a[i], scaling)
         for j in range(m):
-            sums[j] += s * row[j]
+            out[j] += w0 * row[j]
 
 
 @jit(fastmath=VECTORS)
-def _finish(k, a, b, t, top, u, v):  # type: ignore[no-untyped-def]
+def _finish(k, a, b, mass, t, top, u, v):  # type: ignore[no-untyped-def]
     """K becomes the plan, of exact rows, and the potentials take in the scalings."""
     n, m = k.shape
     for i in range(n):
@@ -85,12 +105,21 @@ def _finish(k, a, b, t, top, u, v):  # type: ignore[no-untyped-def]
         for j in range(m):
             total += row[j] * t[j]
         u[i] = top[i] + (math.log(total) if total > 0 else 0.0)
-        s = a[i] / max(total, TINY)
+        s = mass * a[i] / max(total, TINY)
         for j in range(m):
             row[j] *= s * t[j]
     for j in range(m):
         if b[j] > 0:
             v[j] -= math.log(t[j] / b[j])
+
+
+@jit(fastmath=VECTORS)
+def _sums(k, sums):  # type: ignore[no-untyped-def]
+    sums[:] = 0.0
+    for i in range(k.shape[0]):
+        row = k[i]
+        for j in range(k.shape[1]):
+            sums[j] += row[j]
 
 
 @jit(fastmath=VECTORS)
@@ -109,129 +138,12 @@ def _absorb(b, t, v, ratio):  # type: ignore[no-untyped-def]
         t[j] = b[j]
 
 
-@jit
-def _solve(x, eps, a, b, tol, limits, rules, y, u, v, error, bound, sigma, steps, done):  # type: ignore[no-untyped-def]
-    """For x (rows, n, m). ``limits``: max_iter, anneal; ``rules``: the constants of ``polytopes._sinkhorn``."""
-    max_iter, anneal = limits
-    span_at, factor, coarse, near, patience, drift, unresolved = rules
-    n, m = x.shape[1:]
-    top, t, sums = np.empty(n), np.empty(m), np.empty(m)
-    for r in range(x.shape[0]):
-        done[r], steps[r], error[r], v[r] = False, 0, math.inf, 0.0
-        span = _span(x[r], a[r], b[r], 1 / eps[r])
-        if not anneal:
-            span = min(span, span_at)
-        rounding = 2.220446049250313e-16 * (1 + span)
-        bound[r] = max(tol, 2 * rounding)
-        sigma[r] = max(span / span_at, 1.0)
-        if not 0 < rounding < unresolved:  # too wide, or no pair that counts
-            sigma[r] = 0.0
-            continue
-        t[:] = b[r]
-        fresh, last, slow = True, math.inf, False
-        while steps[r] < max_iter and not slow:
-            if fresh:
-                _start(x[r], a[r], b[r], 1 / (eps[r] * sigma[r]), v[r], t, y[r], top, sums)
-            else:
-                _sweep(y[r], a[r], t, sums)
-            fresh = False
-            steps[r] += 1
-            error[r] = _distance(b[r], t, sums)
-            low, high = math.inf, 0.0
-            for j in range(m):
-                if b[r, j] > 0:
-                    t[j] = b[r, j] / max(sums[j], TINY)
-                    low, high = min(low, t[j] / b[r, j]), max(high, t[j] / b[r, j])
-            target = coarse if sigma[r] > 1 else bound[r]
-            if error[r] < target:
-                if sigma[r] == 1:
-                    break
-                cooler = max(sigma[r] / factor, 1.0)
-                _absorb(b[r], t, v[r], sigma[r] / cooler)
-                sigma[r], error[r], last, fresh = cooler, math.inf, math.inf, True
-            elif not (low > 1 / drift and high < drift):
-                _absorb(b[r], t, v[r], 1.0)
-                fresh = True
-            if steps[r] % LOOK == 0:
-                if not fresh and error[r] < near:
-                    rate = math.log(error[r] / last) / LOOK
-                    slow = math.log(target / error[r]) / min(rate, -1e-9) > patience
-                last = error[r]
-        if slow:
-            _absorb(b[r], t, v[r], 1.0)
-            continue
-        if fresh:  # out of steps
-            _start(x[r], a[r], b[r], 1 / (eps[r] * sigma[r]), v[r], t, y[r], top, sums)
-        _finish(y[r], a[r], b[r], t, top, u[r], v[r])
-        done[r] = True
-
-
-class Solution(NamedTuple):
-    """What the sweeps have found for each matrix, and where they stopped."""
-
-    plan: Tensor
-    u: Tensor
-    v: Tensor
-    error: Tensor
-    bound: Tensor
-    sweeps: Tensor
-    sigma: Tensor
-    done: Tensor
-
-
-def solve(
-    x: Tensor, eps: Tensor, a: Tensor, b: Tensor, tol: float, max_iter: int, anneal: bool, rules: tuple[float, ...]
-) -> Solution:  # fmt: skip
-    """For theta (rows, n, m), eps (rows, 1, 1), a (rows, n, 1) and b (rows, 1, m)."""
-    rows, n, m = x.shape
-    y, u, v = torch.empty_like(x), torch.empty(rows, n, 1, dtype=x.dtype), torch.empty(rows, 1, m, dtype=x.dtype)
-    error, bound, sigma, steps = torch.empty(4, rows, dtype=x.dtype).unbind()
-    done = torch.empty(rows, dtype=torch.bool)
-    given = [p.reshape(rows, *s).contiguous().numpy() for p, s in ((x, (n, m)), (eps, ()), (a, (n,)), (b, (m,)))]
-    out = [p.numpy() for p in (y, u.squeeze(-1), v.squeeze(-2), error, bound, sigma, steps, done)]
-
-    def task(begin: int, end: int) -> None:
-        parts = slice(begin, end)
-        _solve(*(p[parts] for p in given), tol, (max_iter, anneal), rules, *(p[parts] for p in out))
-
-    over_rows(task, rows, 20 * x.numel())
-    return Solution(y, u, v, error, bound, steps, sigma, done)
-
-
-# --- the adjoint ------------------------------------------------------------------------------------------------------
-
-
-@jit(fastmath=VECTORS)
-def _right_side(y, g, a, r, c, columns):  # type: ignore[no-untyped-def]
-    """r = (P*G) 1, c = (P*G)' 1 - P' diag(1/a) r, and the sums of the columns of P."""
-    n, m = y.shape
-    c[:], columns[:] = 0.0, 0.0
-    for i in range(n):
-        p, w = y[i], g[i]
-        total = 0.0
-        for j in range(m):
-            total += p[j] * w[j]
-        r[i] = total
-        mean = total / a[i] if a[i] > 0 else 0.0
-        for j in range(m):
-            c[j] += p[j] * (w[j] - mean)
-            columns[j] += p[j]
-
-
 @jit(fastmath=VECTORS)
 def _image(y, a, columns, p, out):  # type: ignore[no-untyped-def]
     """(diag(columns) - P' diag(1/a) P) p"""
-    n, m = y.shape
-    for j in range(m):
-        out[j] = columns[j] * p[j]
-    for i in range(n):
-        row = y[i]
-        total = 0.0
-        for j in range(m):
-            total += row[j] * p[j]
-        mean = total / a[i] if a[i] > 0 else 0.0
-        for j in range(m):
-            out[j] -= mean * row[j]
+    _through(y, p, a, False, out)
+    for j in range(y.shape[1]):
+        out[j] = columns[j] * p[j] - out[j]
 
 
 @jit(fastmath=VECTORS)
@@ -270,6 +182,153 @@ def _conjugate_gradients(y, a, columns, r, goal, most, q, p, image):  # type: ig
         for j in range(m):
             p[j] = ratio * p[j] + (r[j] / columns[j] if columns[j] > 0 else 0.0)
     return not square > least
+
+
+@jit
+def _newton(k, a, b, t, inexact, most, trust, v, kept, work):  # type: ignore[no-untyped-def]
+    """A Newton step from ``kept`` to v; False where its linear system takes more than ``most`` products."""
+    columns, r, q, p, image, u = work
+    _finish(k, a, b, 1.0, t, u, u, v)
+    kept[:] = v
+    _sums(k, columns)
+    r[:] = columns - b
+    if not _conjugate_gradients(k, a, columns, r, inexact, most, q, p, image):
+        return False
+    length = trust / max(np.abs(q).max(), trust)
+    for j in range(b.shape[0]):
+        v[j] += length * q[j]
+        t[j] = b[j]
+    return True
+
+
+@jit
+def _one(x, eps, a, b, mass, sigma, bound, max_iter, rules, y, u, v, work):  # type: ignore[no-untyped-def]
+    """The plan in y and the potentials of one matrix: (error, steps, temperature reached, whether it is finished)."""
+    factor, coarse, near, patience, drift, inexact, most, trust = rules
+    top, t, sums, kept, algebra = work
+    t[:] = b
+    steps, error, last = 0, math.inf, math.inf
+    fresh, newton = True, False  # whether K is to be made anew, and whether sweeps are slow
+    while steps < max_iter:
+        if fresh:
+            _start(x, a, b, 1 / (eps * sigma), v, t, y, top, sums)
+        else:
+            _through(y, t, a, True, sums)
+        fresh = False
+        steps += 1
+        before, error = error, _distance(b, t, sums)
+        if newton and not error < before:
+            v[:] = kept
+            return before, steps, sigma, False
+        low, high = math.inf, 0.0
+        for j in range(b.shape[0]):
+            if b[j] > 0:
+                t[j] = b[j] / max(sums[j], TINY)
+                low, high = min(low, t[j] / b[j]), max(high, t[j] / b[j])
+        target = coarse if sigma > 1 else bound
+        if error < target:
+            if sigma == 1:
+                break
+            cooler = max(sigma / factor, 1.0)
+            _absorb(b, t, v, sigma / cooler)
+            sigma, error, last, fresh, newton = cooler, math.inf, math.inf, True, False
+            continue
+        if not (low > 1 / drift and high < drift):
+            _absorb(b, t, v, 1.0)
+            fresh = True
+        if steps % LOOK == 0:
+            if error < near:
+                rate = math.log(error / last) / LOOK
+                newton = newton or math.log(target / error) / min(rate, -1e-9) > patience
+            last = error
+        if newton:
+            if fresh:
+                _start(x, a, b, 1 / (eps * sigma), v, t, y, top, sums)
+            if not _newton(y, a, b, t, inexact, most, trust, v, kept, algebra):
+                return error, steps, sigma, False
+            fresh = True
+    if fresh:  # out of steps
+        _start(x, a, b, 1 / (eps * sigma), v, t, y, top, sums)
+    _finish(y, a, b, mass, t, top, u, v)
+    return error, steps, sigma, True
+
+
+@jit
+def _solve(x, eps, a, b, mass, tol, max_iter, anneal, span_at, unresolved, rules, found):  # type: ignore[no-untyped-def]
+    y, u, v, error, bound, sigma, steps, done = found
+    n, m = x.shape[1:]
+    algebra = np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.zeros(n)
+    work = np.empty(n), np.empty(m), np.empty(m), np.empty(m), algebra
+    for r in range(x.shape[0]):
+        v[r] = 0.0
+        span = _span(x[r], a[r], b[r], 1 / eps[r])
+        if not anneal:
+            span = min(span, span_at)
+        rounding = EPSILON * (1 + span)
+        bound[r] = max(tol, 2 * rounding)
+        if 0 < rounding < unresolved:
+            error[r], steps[r], sigma[r], done[r] = _one(
+                x[r], eps[r], a[r], b[r], mass[r], max(span / span_at, 1.0), bound[r], max_iter, rules,
+                y[r], u[r], v[r], work,
+            )  # fmt: skip
+        else:  # too wide, or no pair that counts
+            error[r], steps[r], sigma[r], done[r] = math.inf, 0, 0.0, False
+
+
+class Solution(NamedTuple):
+    """What the sweeps have found for each matrix, and where they stopped."""
+
+    plan: Tensor
+    u: Tensor
+    v: Tensor
+    error: Tensor
+    bound: Tensor
+    sweeps: Tensor
+    sigma: Tensor
+    done: Tensor
+
+
+def solve(
+    x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, tol: float, max_iter: int, anneal: bool,
+    span: float, unresolved: float, rules: tuple[float, ...],
+) -> Solution:  # fmt: skip
+    """For theta (rows, n, m), eps and mass (rows, 1, 1), a (rows, n, 1) and b (rows, 1, m)."""
+    rows, n, m = x.shape
+    y, u, v = torch.empty_like(x), torch.empty(rows, n, 1, dtype=x.dtype), torch.empty(rows, 1, m, dtype=x.dtype)
+    error, bound, sigma, steps = torch.empty(4, rows, dtype=x.dtype).unbind()
+    done = torch.empty(rows, dtype=torch.bool)
+    shaped = (x, (n, m)), (eps, ()), (a, (n,)), (b, (m,)), (mass, ())
+    given = [p.reshape(rows, *shape).contiguous().numpy() for p, shape in shaped]
+    out = [p.numpy() for p in (y, u.squeeze(-1), v.squeeze(-2), error, bound, sigma, steps, done)]
+
+    def task(begin: int, end: int) -> None:
+        parts = slice(begin, end)
+        x, eps, a, b, mass = (p[parts] for p in given)
+        found = tuple(p[parts] for p in out)
+        _solve(x, eps, a, b, mass, tol, max_iter, anneal, span, unresolved, rules, found)
+
+    over_rows(task, rows, 20 * x.numel())
+    return Solution(y, u, v, error, bound, steps, sigma, done)
+
+
+# --- the adjoint ------------------------------------------------------------------------------------------------------
+
+
+@jit(fastmath=VECTORS)
+def _right_side(y, g, a, r, c, columns):  # type: ignore[no-untyped-def]
+    """r = (P*G) 1, c = (P*G)' 1 - P' diag(1/a) r, and the sums of the columns of P."""
+    n, m = y.shape
+    c[:], columns[:] = 0.0, 0.0
+    for i in range(n):
+        p, w = y[i], g[i]
+        total = 0.0
+        for j in range(m):
+            total += p[j] * w[j]
+        r[i] = total
+        mean = total / a[i] if a[i] > 0 else 0.0
+        for j in range(m):
+            c[j] += p[j] * (w[j] - mean)
+            columns[j] += p[j]
 
 
 @jit(fastmath=VECTORS)

@@ -71,11 +71,10 @@ class _Plan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
-        found = transported((x, eps, a, b), options)
-        y = found.plan.mul_(mass) if bool((mass != 1).any()) else found.plan
+        found = transported((x, eps, a, b, mass), options)
         ctx.goal = max(CG_GOAL, options[0] / 100)  # as exact as P is
-        ctx.save_for_backward(x, eps, a, b, mass, y, found.v)
-        return y
+        ctx.save_for_backward(x, eps, a, b, mass, found.plan, found.v)
+        return found.plan
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -137,7 +136,7 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
-        y, u, v, *_ = transported((x, eps, a, b), options)
+        y, u, v, *_ = transported((x, eps, a, b, mass), options)
         value = _unit_value(a, b, u, v)
         ctx.save_for_backward(x, eps, a, b, mass, u, v, y, value)
         return eps * mass * value
@@ -147,7 +146,7 @@ class _Value(torch.autograd.Function):
         (x, eps, a, b, mass, u, v, y, value), (g,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():
             return _again(_plain_value, ctx, g, v)
-        dx, scale = y * (mass * g), eps * mass * g
+        dx, scale = y * g, eps * mass * g
         return _wanted(
             ctx, lambda: dx, lambda: _strength_slope(dx, x, eps) + mass * value * g,
             lambda: scale * (u - (a.log() + 1) / 2), lambda: scale * (v - (b.log() + 1) / 2), lambda: eps * value * g,

@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import kernels
 from .._opaque import batch_shape, opaque
 from ._assignment import feasible
-from ._kernel import Kernel, cut, even, massive
+from ._kernel import CG_STEPS, Kernel, cut, even, massive
 
 SPAN = 50.0  # the range of z at which annealing starts: kernels within e^-50 need few sweeps
 ANNEAL = 5.0  # the factor from one temperature to the next
@@ -28,7 +28,7 @@ NEAR = 0.5  # the error below which Newton steps are tried
 INEXACT = 1e-4  # the relative residual of the linear system of a Newton step
 TRUST = 3.0  # the largest change of a potential in a Newton step
 DRIFT = 50.0  # the change of a potential from which on E is made anew: less loses none of its digits
-PATIENCE = 3  # how much cheaper compiled sweeps are
+PATIENCE = 25.0  # compiled sweeps that take as long as a Newton step
 BLOCK = 2**18  # entries of the matrices that are swept together: two such kernels stay in the cache
 UNRESOLVED = 1e-6  # rounding of the potentials above which their matrix would be meaningless
 
@@ -37,7 +37,7 @@ Options = tuple[float, int, str, bool]  # tol, max_iter, on_fail, anneal
 
 
 class Solved(NamedTuple):
-    """The plan of mass 1 and the potentials of each matrix, its error, the bound on that, and the number of sweeps."""
+    """The plan and the potentials of each matrix, its error, the bound on that, and the number of sweeps."""
 
     plan: Tensor
     u: Tensor
@@ -71,8 +71,6 @@ def solve(
 
 def _unmoved(z: Tensor, a: Tensor, b: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """v, where columns without mass have the potentials that make their means under a exact."""
-    if massive(b):
-        return v
     x = torch.where(a > 0, z - u + a.log(), -torch.inf).logsumexp(-2, keepdim=True)
     return torch.where(b > 0, v, torch.where(x.isfinite(), x, 0))
 
@@ -240,7 +238,9 @@ def sinkhorn(
 ) -> Tensor:
     """v (..., 1, m), as an operator that torch.compile and vmap carry."""
     batch, given = as_matrices(x, eps, a, b)
-    return transported(given, (tol, max_iter, on_fail, anneal)).v.reshape(*batch, 1, x.shape[-1])
+    return transported([*given, torch.ones_like(given[1])], (tol, max_iter, on_fail, anneal)).v.reshape(
+        *batch, 1, x.shape[-1]
+    )
 
 
 def block_size(x: Tensor) -> int:
@@ -249,8 +249,8 @@ def block_size(x: Tensor) -> int:
 
 
 def transported(given: Sequence[Tensor], options: Options) -> Solved:
-    """The solutions for theta, eps, a and b (rows, ...), by the compiled sweeps as far as these go."""
-    x, eps, a, b = given
+    """The solutions for theta, eps, a, b and the mass (rows, ...), by the compiled sweeps as far as these go."""
+    x, eps, a, b, mass = given
     tol, max_iter, on_fail, anneal = options
     if not x.numel():
         none = x.new_zeros(len(x))
@@ -260,9 +260,9 @@ def transported(given: Sequence[Tensor], options: Options) -> Solved:
         parts = [_swept([t[i] for t in given], options, None) for i in _parts(x, len(x))]
         found = Solved(*(torch.cat(t) for t in zip(*parts, strict=True)))
     else:
-        patience = PATIENCE * (10 + x.shape[-1] / 6)
-        rules = (SPAN, ANNEAL, COARSE, NEAR, patience, float(torch.tensor(DRIFT).exp()), UNRESOLVED)
-        *known, sigma, done = fast.solve(x, eps, a, b, tol, max_iter, anneal, rules)
+        drift = float(torch.tensor(DRIFT).exp())
+        rules = (ANNEAL, COARSE, NEAR, PATIENCE, drift, INEXACT, CG_STEPS, TRUST)
+        *known, sigma, done = fast.solve(x, eps, a, b, mass, tol, max_iter, anneal, SPAN, UNRESOLVED, rules)
         found = Solved(*known)
         left = (~done).nonzero().squeeze(-1)
         for part in _parts(x, len(left)):
@@ -270,7 +270,8 @@ def transported(given: Sequence[Tensor], options: Options) -> Solved:
             start = Start(found.v[i], sigma[i], found.error[i], found.sweeps[i])
             for out, t in zip(found, _swept([t[i] for t in given], options, start), strict=True):
                 out[i] = t
-    found = found._replace(v=_unmoved(x / eps, a, b, found.u, found.v))
+    if not massive(b):
+        found = found._replace(v=_unmoved(x / eps, a, b, found.u, found.v))
     fail(found.error, found.bound, found.sweeps, x, a, b, on_fail)
     return found
 
@@ -282,7 +283,7 @@ def _parts(x: Tensor, number: int) -> list[slice]:
 
 def _swept(given: Sequence[Tensor], options: Options, start: Start | None) -> Solved:
     """:func:`solve` on matrices of even size."""
-    x, eps, a, b = given
+    x, eps, a, b, mass = given
     tol, max_iter, _, anneal = options
     n, m = x.shape[-2:]
     if start is not None:
@@ -290,7 +291,7 @@ def _swept(given: Sequence[Tensor], options: Options, start: Start | None) -> So
     found = solve(
         even(x / eps, -torch.inf), even(a, columns=False), even(b, rows=False), tol, max_iter, anneal, start
     )  # fmt: skip
-    return found._replace(plan=cut(found.plan, n, m), u=cut(found.u, n, 1), v=cut(found.v, 1, m))
+    return found._replace(plan=cut(found.plan, n, m) * mass, u=cut(found.u, n, 1), v=cut(found.v, 1, m))
 
 
 def fail(error: Tensor, bound: Tensor, sweeps: Tensor, x: Tensor, a: Tensor, b: Tensor, on_fail: str) -> None:
