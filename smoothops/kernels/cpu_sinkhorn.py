@@ -20,6 +20,7 @@ from .threads import over_rows
 
 VECTORS = {"reassoc", "contract"}
 TINY, EPSILON = np.finfo(np.float64).tiny, np.finfo(np.float64).eps
+SAME = 1 + 1e-9  # parts that hardly meet: Newton's steps must move them far before the error shows it
 LOOK = 5  # sweeps between two guesses of how many are left
 
 
@@ -184,15 +185,80 @@ def _conjugate_gradients(y, a, columns, r, goal, most, q, p, image):  # type: ig
     return not square > least
 
 
+@jit(fastmath=VECTORS)
+def _factor(y, a, b, columns, s):  # type: ignore[no-untyped-def]
+    """The Cholesky factor of diag(columns) - P' diag(1/a) P, scaled by 1/sqrt(b), with 1 for its eigenvalue 0."""
+    n, m = y.shape
+    ridge, mass = 8 * m * EPSILON, b.sum()
+    s[:] = 0.0
+    for i in range(n):
+        row = y[i]
+        for j in range(m):
+            w = row[j] / a[i] if a[i] > 0 else 0.0
+            if w != 0:
+                lower = s[j]
+                for k in range(j + 1):
+                    lower[k] -= w * row[k]
+    for j in range(m):
+        for k in range(j + 1):
+            root = math.sqrt(b[j] * b[k])
+            s[j, k] = s[j, k] / root + root / mass if root > 0 else 0.0
+        s[j, j] = s[j, j] + columns[j] / b[j] + ridge if b[j] > 0 else 1.0
+    for j in range(m):
+        for k in range(j + 1):
+            lower, upper, total = s[j], s[k], 0.0
+            for i in range(k):
+                total += lower[i] * upper[i]
+            rest = s[j, k] - total
+            s[j, k] = rest / s[k, k] if k < j else math.sqrt(max(rest, ridge))
+
+
+@jit(fastmath=VECTORS)
+def _refine(s, b, r, q, x):  # type: ignore[no-untyped-def]
+    """q takes in the solution for the residual r."""
+    m = s.shape[0]
+    for j in range(m):
+        row, total = s[j], 0.0
+        for i in range(j):
+            total += row[i] * x[i]
+        x[j] = ((r[j] / math.sqrt(b[j]) if b[j] > 0 else 0.0) - total) / s[j, j]
+    for j in range(m - 1, -1, -1):
+        row = s[j]
+        x[j] /= s[j, j]
+        for i in range(j):
+            x[i] -= row[i] * x[j]
+    for j in range(m):
+        q[j] += x[j] / math.sqrt(b[j]) if b[j] > 0 else 0.0
+
+
+@jit
+def _linear(y, a, b, columns, r, goal, most, q, algebra):  # type: ignore[no-untyped-def]
+    """q with (diag(columns) - P' diag(1/a) P) q = r, to a residual of ``goal``, relative; False where it costs much."""
+    p, image, rest, s = algebra
+    rest[:] = r
+    if _conjugate_gradients(y, a, columns, rest, goal, most, q, p, image):
+        return True
+    if not s.shape[0]:
+        return False
+    _factor(y, a, b, columns, s)
+    q[:] = 0.0
+    rest[:] = r
+    for _ in range(3):
+        _refine(s, b, rest, q, p)
+        _image(y, a, columns, q, image)
+        rest[:] = r - image
+    return True
+
+
 @jit
 def _newton(k, a, b, t, inexact, most, trust, v, kept, work):  # type: ignore[no-untyped-def]
     """A Newton step from ``kept`` to v; False where its linear system takes more than ``most`` products."""
-    columns, r, q, p, image, u = work
+    columns, r, q, u, algebra = work
     _finish(k, a, b, 1.0, t, u, u, v)
     kept[:] = v
     _sums(k, columns)
     r[:] = columns - b
-    if not _conjugate_gradients(k, a, columns, r, inexact, most, q, p, image):
+    if not _linear(k, a, b, columns, r, inexact, most, q, algebra):
         return False
     length = trust / max(np.abs(q).max(), trust)
     for j in range(b.shape[0]):
@@ -217,9 +283,10 @@ def _one(x, eps, a, b, mass, sigma, bound, max_iter, rules, y, u, v, work):  # t
         fresh = False
         steps += 1
         before, error = error, _distance(b, t, sums)
-        if newton and not error < before:
-            v[:] = kept
-            return before, steps, sigma, False
+        if newton and not error < before * SAME:
+            v[:], t[:] = kept, b
+            error, last, fresh, newton = before, math.inf, True, False
+            continue
         low, high = math.inf, 0.0
         for j in range(b.shape[0]):
             if b[j] > 0:
@@ -254,11 +321,18 @@ def _one(x, eps, a, b, mass, sigma, bound, max_iter, rules, y, u, v, work):  # t
 
 
 @jit
-def _solve(x, eps, a, b, mass, tol, max_iter, anneal, span_at, unresolved, rules, found):  # type: ignore[no-untyped-def]
+def _algebra(m, direct):  # type: ignore[no-untyped-def]
+    """Room for :func:`_linear`, which factors matrices up to the size ``direct``."""
+    size = m if m <= direct else 0
+    return np.empty(m), np.empty(m), np.empty(m), np.empty((size, size))
+
+
+@jit
+def _solve(x, eps, a, b, mass, tol, max_iter, anneal, span_at, unresolved, direct, rules, found):  # type: ignore[no-untyped-def]
     y, u, v, error, bound, sigma, steps, done = found
     n, m = x.shape[1:]
-    algebra = np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.zeros(n)
-    work = np.empty(n), np.empty(m), np.empty(m), np.empty(m), algebra
+    newton = np.empty(m), np.empty(m), np.empty(m), np.zeros(n), _algebra(m, direct)
+    work = np.empty(n), np.empty(m), np.empty(m), np.empty(m), newton
     for r in range(x.shape[0]):
         v[r] = 0.0
         span = _span(x[r], a[r], b[r], 1 / eps[r])
@@ -290,7 +364,7 @@ class Solution(NamedTuple):
 
 def solve(
     x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, tol: float, max_iter: int, anneal: bool,
-    span: float, unresolved: float, rules: tuple[float, ...],
+    span: float, unresolved: float, direct: int, rules: tuple[float, ...],
 ) -> Solution:  # fmt: skip
     """For theta (rows, n, m), eps and mass (rows, 1, 1), a (rows, n, 1) and b (rows, 1, m)."""
     rows, n, m = x.shape
@@ -305,7 +379,7 @@ def solve(
         parts = slice(begin, end)
         x, eps, a, b, mass = (p[parts] for p in given)
         found = tuple(p[parts] for p in out)
-        _solve(x, eps, a, b, mass, tol, max_iter, anneal, span, unresolved, rules, found)
+        _solve(x, eps, a, b, mass, tol, max_iter, anneal, span, unresolved, direct, rules, found)
 
     over_rows(task, rows, 20 * x.numel())
     return Solution(y, u, v, error, bound, steps, sigma, done)
@@ -347,32 +421,32 @@ def _gradient(y, g, a, eps, r, p, q, out):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _adjoints(y, g, eps, a, goal, most, p, q, out, done):  # type: ignore[no-untyped-def]
+def _adjoints(y, g, eps, a, b, goal, most, direct, out, p, q, done):  # type: ignore[no-untyped-def]
     n, m = y.shape[1:]
-    r, c, columns, way, image = np.empty(n), np.empty(m), np.empty(m), np.empty(m), np.empty(m)
+    r, c, columns, algebra = np.empty(n), np.empty(m), np.empty(m), _algebra(m, direct)
     for k in range(y.shape[0]):
         _right_side(y[k], g[k], a[k], r, c, columns)
-        done[k] = _conjugate_gradients(y[k], a[k], columns, c, goal, most, q[k], way, image)
+        done[k] = _linear(y[k], a[k], b[k], columns, c, goal, most, q[k], algebra)
         if done[k]:
             _gradient(y[k], g[k], a[k], eps[k], r, p[k], q[k], out[k])
 
 
 def adjoint(
-    y: Tensor, g: Tensor, eps: Tensor, a: Tensor, goal: float, most: int
+    y: Tensor, g: Tensor, eps: Tensor, a: Tensor, b: Tensor, goal: float, most: int, direct: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradient in theta for the cotangent g of y = P, p (rows, n, 1) and q (rows, 1, m); where they were found.
 
-    eps (rows, 1, 1); a (rows, n, 1), the sums of the rows. At most ``most`` steps, to a residual of ``goal``, relative.
+    eps (rows, 1, 1); a (rows, n, 1) and b (rows, 1, m), the sums of y. See :func:`_linear`.
     """
     rows, n, m = y.shape
     p, q, out = torch.empty(rows, n, 1, dtype=y.dtype), torch.empty(rows, 1, m, dtype=y.dtype), torch.empty_like(y)
     done = torch.empty(rows, dtype=torch.bool)
-    given = [t.contiguous().numpy() for t in (y, g, eps.reshape(rows), a.reshape(rows, n))]
-    found = [t.numpy() for t in (p.squeeze(-1), q.squeeze(-2), out, done)]
+    given = [t.contiguous().numpy() for t in (y, g, eps.reshape(rows), a.reshape(rows, n), b.reshape(rows, m))]
+    found = [t.numpy() for t in (out, p.squeeze(-1), q.squeeze(-2), done)]
 
     def task(begin: int, end: int) -> None:
         i = slice(begin, end)
-        _adjoints(*(t[i] for t in given), goal, most, *(t[i] for t in found))
+        _adjoints(*(t[i] for t in given), goal, most, direct, *(t[i] for t in found))
 
     over_rows(task, rows, 20 * y.numel())
     return out, p, q, done

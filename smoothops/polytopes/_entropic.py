@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ._kernel import CG_GOAL, CG_STEPS, Kernel, cut, even, massive, plain, scaled
+from ._kernel import CG_GOAL, COMPILED_DIRECT, Kernel, cg_steps, cut, even, massive, plain, scaled
 from ._sinkhorn import Options, as_matrices, block_size, sinkhorn, transported
 
 STEPS = 3
@@ -94,7 +94,7 @@ def _adjoints(
     """The gradient in theta, p and q for the cotangent g of y = P; with ``full``, p and q where masses are 0, too."""
     fast = kernels.compiled_sinkhorn() if plain(g) and y.numel() and y.dtype == torch.float64 else None
     if fast is not None:
-        dx, p, q, done = fast.adjoint(y, g, eps, mass * a, goal, CG_STEPS)
+        dx, p, q, done = fast.adjoint(y, g, eps, mass * a, mass * b, goal, cg_steps(y.shape[-1]), COMPILED_DIRECT)
         left = (~done).nonzero().squeeze(-1)
         if left.numel():
             part = _adjoint(goal, *(t[left] for t in (y, g, x, eps, a, b, mass, v)))

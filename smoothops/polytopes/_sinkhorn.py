@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import kernels
 from .._opaque import batch_shape, opaque
 from ._assignment import feasible
-from ._kernel import CG_STEPS, Kernel, cut, even, massive
+from ._kernel import COMPILED_DIRECT, Kernel, cg_steps, cut, even, massive
 
 SPAN = 50.0  # the range of z at which annealing starts: kernels within e^-50 need few sweeps
 ANNEAL = 5.0  # the factor from one temperature to the next
@@ -27,6 +27,7 @@ SWEEPS = 5  # between two looks at the error
 NEAR = 0.5  # the error below which Newton steps are tried
 INEXACT = 1e-4  # the relative residual of the linear system of a Newton step
 TRUST = 3.0  # the largest change of a potential in a Newton step
+SAME = 1 + 1e-9  # parts that hardly meet: Newton steps must move them far before the error shows it
 DRIFT = 50.0  # the change of a potential from which on E is made anew: less loses none of its digits
 PATIENCE = 25.0  # compiled sweeps that take as long as a Newton step
 BLOCK = 2**18  # entries of the matrices that are swept together: two such kernels stay in the cache
@@ -183,7 +184,7 @@ class _Rows:
         v = self.v[i] + step * (TRUST / step.abs().amax(-1, keepdim=True)).clamp(max=1)
         moved = self._kernel(i, v)
         error = Kernel(*moved[:2], b).error
-        better = error < self.last[i]
+        better = error < self.last[i] * SAME
         self.more[i] += 1
         i = i[better]
         self.v[i], self.last[i] = v[better], error[better]
@@ -261,8 +262,10 @@ def transported(given: Sequence[Tensor], options: Options) -> Solved:
         found = Solved(*(torch.cat(t) for t in zip(*parts, strict=True)))
     else:
         drift = float(torch.tensor(DRIFT).exp())
-        rules = (ANNEAL, COARSE, NEAR, PATIENCE, drift, INEXACT, CG_STEPS, TRUST)
-        *known, sigma, done = fast.solve(x, eps, a, b, mass, tol, max_iter, anneal, SPAN, UNRESOLVED, rules)
+        rules = (ANNEAL, COARSE, NEAR, PATIENCE, drift, INEXACT, cg_steps(x.shape[-1]), TRUST)
+        *known, sigma, done = fast.solve(
+            x, eps, a, b, mass, tol, max_iter, anneal, SPAN, UNRESOLVED, COMPILED_DIRECT, rules
+        )
         found = Solved(*known)
         left = (~done).nonzero().squeeze(-1)
         for part in _parts(x, len(left)):
