@@ -1,7 +1,7 @@
 """Entropic transport of one matrix after the other (numba): sweeps, and the adjoint of the plan.
 
 A matrix is read once a sweep: the product of a row with the scaling of the columns gives that of the row, which at once
-adds to the sums of the columns. Sums are reassociated, so that they run in vectors; infinities keep their meaning.
+adds to the sums of the columns.
 What takes long or is out of the ordinary is left to ``polytopes._sinkhorn``.
 """
 
@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from .cpu import jit
+from .cpu_coupling import EPSILON, TINY, VECTORS, algebra_room, column_sums, linear, through
 from .cpu_math import exp
 from .threads import over_rows
 
-VECTORS = {"reassoc", "contract"}
-TINY, EPSILON = np.finfo(np.float64).tiny, np.finfo(np.float64).eps
 SAME = 1 + 1e-9  # parts that hardly meet: Newton's steps must move them far before the error shows it
 LOOK = 5  # sweeps between two guesses of how many are left
 
@@ -36,13 +35,6 @@ def _span(x, a, b, unit):  # type: ignore[no-untyped-def]
                 low = min(low, row[j] if counts else math.inf)
                 high = max(high, row[j] if counts else -math.inf)
     return (high - low) * unit
-
-
-@jit(inline="always")
-def _weight(total, a, scaling):  # type: ignore[no-untyped-def]
-    if scaling:
-        return a / max(total, TINY)
-    return total / a if a > 0 else 0.0
 
 
 @jit(fastmath=VECTORS)
@@ -70,33 +62,6 @@ def _start(x, a, b, unit, v, t, k, top, sums):  # type: ignore[no-untyped-def]
 
 
 @jit(fastmath=VECTORS)
-def _through(k, p, a, scaling, out):  # type: ignore[no-untyped-def]
-    """K' w for w = a / K p with ``scaling``, a sweep, else w = K p / a; four rows at a time, each read once."""
-    n, m = k.shape
-    out[:] = 0.0
-    for i in range(0, n - 3, 4):
-        k0, k1, k2, k3 = k[i], k[i + 1], k[i + 2], k[i + 3]
-        w0, w1, w2, w3 = 0.0, 0.0, 0.0, 0.0
-        for j in range(m):
-            w0 += k0[j] * p[j]
-            w1 += k1[j] * p[j]
-            w2 += k2[j] * p[j]
-            w3 += k3[j] * p[j]
-        w0, w1 = _weight(w0, a[i], scaling), _weight(w1, a[i + 1], scaling)
-        w2, w3 = _weight(w2, a[i + 2], scaling), _weight(w3, a[i + 3], scaling)
-        for j in range(m):
-            out[j] += (w0 * k0[j] + w1 * k1[j]) + (w2 * k2[j] + w3 * k3[j])
-    for i in range(n - n % 4, n):
-        row = k[i]
-        w0 = 0.0
-        for j in range(m):
-            w0 += row[j] * p[j]
-        w0 = _weight(w0, a[i], scaling)
-        for j in range(m):
-            out[j] += w0 * row[j]
-
-
-@jit(fastmath=VECTORS)
 def _finish(k, a, b, mass, t, top, u, v):  # type: ignore[no-untyped-def]
     """K becomes the plan, of exact rows, and the potentials take in the scalings."""
     n, m = k.shape
@@ -115,15 +80,6 @@ def _finish(k, a, b, mass, t, top, u, v):  # type: ignore[no-untyped-def]
 
 
 @jit(fastmath=VECTORS)
-def _sums(k, sums):  # type: ignore[no-untyped-def]
-    sums[:] = 0.0
-    for i in range(k.shape[0]):
-        row = k[i]
-        for j in range(k.shape[1]):
-            sums[j] += row[j]
-
-
-@jit(fastmath=VECTORS)
 def _distance(b, t, sums):  # type: ignore[no-untyped-def]
     total = 0.0
     for j in range(b.shape[0]):
@@ -139,126 +95,15 @@ def _absorb(b, t, v, ratio):  # type: ignore[no-untyped-def]
         t[j] = b[j]
 
 
-@jit(fastmath=VECTORS)
-def _image(y, a, columns, p, out):  # type: ignore[no-untyped-def]
-    """(diag(columns) - P' diag(1/a) P) p"""
-    _through(y, p, a, False, out)
-    for j in range(y.shape[1]):
-        out[j] = columns[j] * p[j] - out[j]
-
-
-@jit(fastmath=VECTORS)
-def _dot(x, y):  # type: ignore[no-untyped-def]
-    total = 0.0
-    for j in range(x.shape[0]):
-        total += x[j] * y[j]
-    return total
-
-
-@jit(fastmath=VECTORS)
-def _conjugate_gradients(y, a, columns, r, goal, most, q, p, image):  # type: ignore[no-untyped-def]
-    """q with (diag(columns) - P' diag(1/a) P) q = r, of which r is the residual; whether the goal was reached."""
-    m = y.shape[1]
-    shift = r.sum() / max(columns.sum(), TINY)  # rounding: what no q can reach
-    for j in range(m):
-        r[j] -= shift * columns[j]
-        q[j] = 0.0
-        p[j] = r[j] / columns[j] if columns[j] > 0 else 0.0
-    square = _dot(r, p)
-    least = square * goal * goal
-    for _ in range(most):
-        if not square > least:
-            return True
-        _image(y, a, columns, p, image)
-        curve = _dot(p, image)
-        if not curve > 0:
-            return False
-        length = square / curve
-        before, square = square, 0.0
-        for j in range(m):
-            q[j] += length * p[j]
-            r[j] -= length * image[j]
-            square += r[j] * r[j] / columns[j] if columns[j] > 0 else 0.0
-        ratio = square / before
-        for j in range(m):
-            p[j] = ratio * p[j] + (r[j] / columns[j] if columns[j] > 0 else 0.0)
-    return not square > least
-
-
-@jit(fastmath=VECTORS)
-def _factor(y, a, b, columns, s):  # type: ignore[no-untyped-def]
-    """The Cholesky factor of diag(columns) - P' diag(1/a) P, scaled by 1/sqrt(b), with 1 for its eigenvalue 0."""
-    n, m = y.shape
-    ridge, mass = 8 * m * EPSILON, b.sum()
-    s[:] = 0.0
-    for i in range(n):
-        row = y[i]
-        for j in range(m):
-            w = row[j] / a[i] if a[i] > 0 else 0.0
-            if w != 0:
-                lower = s[j]
-                for k in range(j + 1):
-                    lower[k] -= w * row[k]
-    for j in range(m):
-        for k in range(j + 1):
-            root = math.sqrt(b[j] * b[k])
-            s[j, k] = s[j, k] / root + root / mass if root > 0 else 0.0
-        s[j, j] = s[j, j] + columns[j] / b[j] + ridge if b[j] > 0 else 1.0
-    for j in range(m):
-        for k in range(j + 1):
-            lower, upper, total = s[j], s[k], 0.0
-            for i in range(k):
-                total += lower[i] * upper[i]
-            rest = s[j, k] - total
-            s[j, k] = rest / s[k, k] if k < j else math.sqrt(max(rest, ridge))
-
-
-@jit(fastmath=VECTORS)
-def _refine(s, b, r, q, x):  # type: ignore[no-untyped-def]
-    """q takes in the solution for the residual r."""
-    m = s.shape[0]
-    for j in range(m):
-        row, total = s[j], 0.0
-        for i in range(j):
-            total += row[i] * x[i]
-        x[j] = ((r[j] / math.sqrt(b[j]) if b[j] > 0 else 0.0) - total) / s[j, j]
-    for j in range(m - 1, -1, -1):
-        row = s[j]
-        x[j] /= s[j, j]
-        for i in range(j):
-            x[i] -= row[i] * x[j]
-    for j in range(m):
-        q[j] += x[j] / math.sqrt(b[j]) if b[j] > 0 else 0.0
-
-
-@jit
-def _linear(y, a, b, columns, r, goal, most, q, algebra):  # type: ignore[no-untyped-def]
-    """q with (diag(columns) - P' diag(1/a) P) q = r, to a residual of ``goal``, relative; False where it costs much."""
-    p, image, rest, s = algebra
-    rest[:] = r
-    if _conjugate_gradients(y, a, columns, rest, goal, most, q, p, image):
-        return True
-    if not s.shape[0]:
-        return False
-    _factor(y, a, b, columns, s)
-    q[:] = 0.0
-    rest[:] = r
-    for _ in range(3):
-        _refine(s, b, rest, q, p)
-        _image(y, a, columns, q, image)
-        rest[:] = r - image
-    return True
-
-
 @jit
 def _newton(k, a, b, t, inexact, most, trust, v, kept, work):  # type: ignore[no-untyped-def]
     """A Newton step from ``kept`` to v; False where its linear system takes more than ``most`` products."""
     columns, r, q, u, algebra = work
     _finish(k, a, b, 1.0, t, u, u, v)
     kept[:] = v
-    _sums(k, columns)
+    column_sums(k, columns)
     r[:] = columns - b
-    if not _linear(k, a, b, columns, r, inexact, most, q, algebra):
+    if not linear(k, a, b, columns, r, inexact, most, q, algebra):
         return False
     length = trust / max(np.abs(q).max(), trust)
     for j in range(b.shape[0]):
@@ -279,7 +124,7 @@ def _one(x, eps, a, b, mass, sigma, bound, max_iter, rules, y, u, v, work):  # t
         if fresh:
             _start(x, a, b, 1 / (eps * sigma), v, t, y, top, sums)
         else:
-            _through(y, t, a, True, sums)
+            through(y, t, a, True, sums)
         fresh = False
         steps += 1
         before, error = error, _distance(b, t, sums)
@@ -314,24 +159,19 @@ def _one(x, eps, a, b, mass, sigma, bound, max_iter, rules, y, u, v, work):  # t
             if not _newton(y, a, b, t, inexact, most, trust, v, kept, algebra):
                 return error, steps, sigma, False
             fresh = True
-    if fresh:  # out of steps
-        _start(x, a, b, 1 / (eps * sigma), v, t, y, top, sums)
+    if fresh or sigma > 1:  # out of steps: the plan of these potentials
+        _absorb(b, t, v, sigma)
+        _start(x, a, b, 1 / eps, v, t, y, top, sums)
+        error = _distance(b, t, sums)
     _finish(y, a, b, mass, t, top, u, v)
     return error, steps, sigma, True
-
-
-@jit
-def _algebra(m, direct):  # type: ignore[no-untyped-def]
-    """Room for :func:`_linear`, which factors matrices up to the size ``direct``."""
-    size = m if m <= direct else 0
-    return np.empty(m), np.empty(m), np.empty(m), np.empty((size, size))
 
 
 @jit
 def _solve(x, eps, a, b, mass, tol, max_iter, anneal, span_at, unresolved, direct, rules, found):  # type: ignore[no-untyped-def]
     y, u, v, error, bound, sigma, steps, done = found
     n, m = x.shape[1:]
-    newton = np.empty(m), np.empty(m), np.empty(m), np.zeros(n), _algebra(m, direct)
+    newton = np.empty(m), np.empty(m), np.empty(m), np.zeros(n), algebra_room(m, direct)
     work = np.empty(n), np.empty(m), np.empty(m), np.empty(m), newton
     for r in range(x.shape[0]):
         v[r] = 0.0
@@ -423,10 +263,10 @@ def _gradient(y, g, a, eps, r, p, q, out):  # type: ignore[no-untyped-def]
 @jit
 def _adjoints(y, g, eps, a, b, goal, most, direct, out, p, q, done):  # type: ignore[no-untyped-def]
     n, m = y.shape[1:]
-    r, c, columns, algebra = np.empty(n), np.empty(m), np.empty(m), _algebra(m, direct)
+    r, c, columns, algebra = np.empty(n), np.empty(m), np.empty(m), algebra_room(m, direct)
     for k in range(y.shape[0]):
         _right_side(y[k], g[k], a[k], r, c, columns)
-        done[k] = _linear(y[k], a[k], b[k], columns, c, goal, most, q[k], algebra)
+        done[k] = linear(y[k], a[k], b[k], columns, c, goal, most, q[k], algebra)
         if done[k]:
             _gradient(y[k], g[k], a[k], eps[k], r, p[k], q[k], out[k])
 
@@ -436,7 +276,7 @@ def adjoint(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradient in theta for the cotangent g of y = P, p (rows, n, 1) and q (rows, 1, m); where they were found.
 
-    eps (rows, 1, 1); a (rows, n, 1) and b (rows, 1, m), the sums of y. See :func:`_linear`.
+    eps (rows, 1, 1); a (rows, n, 1) and b (rows, 1, m), the sums of y. See :func:`linear`.
     """
     rows, n, m = y.shape
     p, q, out = torch.empty(rows, n, 1, dtype=y.dtype), torch.empty(rows, 1, m, dtype=y.dtype), torch.empty_like(y)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .. import kernels
 from ._kernel import CG_GOAL, COMPILED_DIRECT, Kernel, cg_steps, cut, even, massive, plain, scaled
+from ._potentials import TransportInfo, centred, judged
 from ._sinkhorn import Options, as_matrices, block_size, sinkhorn, transported
 
 STEPS = 3
@@ -177,7 +178,7 @@ def _transformed() -> bool:
 def plan(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
     """P (..., n, m): x (..., n, m) without +inf, eps and mass (..., 1, 1), a (..., n, 1) and b (..., 1, m)."""
     if _transformed():
-        return _plain_plan(x, eps, a, b, mass, _opaque(x, eps, a, b, options))
+        return _plain_plan(x, eps, a, b, mass, _opaque(x, eps, a, b, options)[0])
     batch, given = as_matrices(x, eps, a, b, mass)
     return _Plan.apply(*given, options).reshape(batch + x.shape[-2:])
 
@@ -185,11 +186,26 @@ def plan(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Op
 def value(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
     """The maximum, (..., 1, 1)."""
     if _transformed():
-        return _plain_value(x, eps, a, b, mass, _opaque(x, eps, a, b, options))
+        return _plain_value(x, eps, a, b, mass, _opaque(x, eps, a, b, options)[0])
     batch, given = as_matrices(x, eps, a, b, mass)
     return _Value.apply(*given, options).reshape(*batch, 1, 1)
 
 
-def _opaque(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, options: Options) -> Tensor:
+def _opaque(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     given = (t.detach() for t in (x, eps, a, b))
     return sinkhorn(*given, *options)
+
+
+def potentials(
+    x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options
+) -> tuple[Tensor, Tensor, TransportInfo]:
+    """f and g with P = mass a mass b exp((theta - f - g)/eps), differentiable, and how the solver went."""
+    v, report = _opaque(x, eps, a, b, options)
+    z = _exponents(x, eps)
+    if _transformed() or (torch.is_grad_enabled() and any(t.requires_grad for t in (z, a, b, mass))):
+        moved = _differentiable(z, a, b, v, STEPS)
+        v = v + (moved - moved.detach())  # the numbers of the solver, converged or not
+    e, u = scaled(z, a, b, v)
+    u, v = centred(u, v, a, b)
+    info = judged(mass * a * b * e, mass * a, mass * b, report)
+    return eps * (u + mass.log() / 2), eps * (v + mass.log() / 2), info

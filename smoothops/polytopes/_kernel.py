@@ -112,7 +112,7 @@ class Kernel:
     def solve(self, r: Tensor, goal: float = CG_GOAL) -> Tensor:
         """x with J x = r, (..., 1, m), by a Cholesky factor that is made once, or by conjugate gradients."""
         if self._factored is None:
-            if self.b.shape[-1] > DIRECT and r.ndim == 3 and plain(r):
+            if self.b.shape[-1] > DIRECT and r.ndim == 3 and plain(r) and not r.requires_grad:
                 x = self._conjugate_gradients(r, goal)
                 if x is not None:
                     return x

@@ -19,6 +19,7 @@ from .. import kernels
 from .._opaque import batch_shape, opaque
 from ._assignment import feasible
 from ._kernel import COMPILED_DIRECT, Kernel, cg_steps, cut, even, massive
+from ._potentials import solved, solved_like
 
 SPAN = 50.0  # the range of z at which annealing starts: kernels within e^-50 need few sweeps
 ANNEAL = 5.0  # the factor from one temperature to the next
@@ -65,6 +66,7 @@ def solve(
     budget = max_iter if start is None else max_iter - int(start.sweeps.max())
     while rows.live.numel() and rows.steps < budget:
         rows.sweep(min(SWEEPS, budget - rows.steps))
+    rows.stop()
     rows.settle(torch.ones_like(rows.live, dtype=torch.bool))
     found: Solved = rows.found
     return found
@@ -191,10 +193,17 @@ class _Rows:
         self._renew(i, (moved[0][better], moved[1][better], moved[2][better]))
         return i[self.last[i] >= target[i]]
 
-    def _cool(self, i: Tensor) -> None:
+    def stop(self) -> None:
+        """Leaves the plans of the potentials that there are, at the temperature asked for."""
+        i = (self.sigma > 1).nonzero().squeeze(-1)
+        if i.numel():
+            self._cool(i, torch.inf)
+            self.last[i] = Kernel(self.to_columns[i], self.to_rows[i], self.b[i]).error
+
+    def _cool(self, i: Tensor, factor: float = ANNEAL) -> None:
         if not i.numel():
             return
-        sigma = (self.sigma[i] / ANNEAL).clamp(min=1)
+        sigma = (self.sigma[i] / factor).clamp(min=1)
         self.v[i] = (self.v[i] - self.t[i].log()) * (self.sigma[i] / sigma).reshape(-1, 1, 1)
         self.sigma[i], self.last[i] = sigma, torch.inf
         self._renew(i, self._kernel(i, self.v[i]))
@@ -226,22 +235,23 @@ def as_matrices(*tensors: Tensor) -> tuple[torch.Size, list[Tensor]]:
     return batch, [t.expand(*batch, *t.shape[-2:]).reshape(batch.numel(), *t.shape[-2:]) for t in tensors]
 
 
-def _fake(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, *_: Any) -> Tensor:
-    return x.new_empty(*batch_shape(*(t.flatten(-2) for t in (x, eps, a, b))), 1, x.shape[-1])
+def _fake(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    v = x.new_empty(*batch_shape(*(t.flatten(-2) for t in (x, eps, a, b))), 1, x.shape[-1])
+    return v, solved_like(x, eps, a, b)
 
 
 @opaque(
-    "sinkhorn(Tensor x, Tensor eps, Tensor a, Tensor b, float tol, int max_iter, str on_fail, bool anneal) -> Tensor",
+    "sinkhorn(Tensor x, Tensor eps, Tensor a, Tensor b, float tol, int max_iter, str on_fail, bool anneal) "
+    "-> (Tensor, Tensor)",
     _fake,
 )
 def sinkhorn(
     x: Tensor, eps: Tensor, a: Tensor, b: Tensor, tol: float, max_iter: int, on_fail: str, anneal: bool
-) -> Tensor:
-    """v (..., 1, m), as an operator that torch.compile and vmap carry."""
+) -> tuple[Tensor, Tensor]:
+    """v (..., 1, m) and how it went, as an operator that torch.compile and vmap carry."""
     batch, given = as_matrices(x, eps, a, b)
-    return transported([*given, torch.ones_like(given[1])], (tol, max_iter, on_fail, anneal)).v.reshape(
-        *batch, 1, x.shape[-1]
-    )
+    found = transported([*given, torch.ones_like(given[1])], (tol, max_iter, on_fail, anneal))
+    return found.v.reshape(*batch, 1, x.shape[-1]), solved(found.error, found.bound, found.sweeps, batch)
 
 
 def block_size(x: Tensor) -> int:
