@@ -58,8 +58,13 @@ def _plain_value(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, v: 
 
 
 def _unit_value(a: Tensor, b: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    rows = (a * u - torch.special.xlogy(a, a) / 2).sum((-2, -1), keepdim=True)
-    return rows + (b * v - torch.special.xlogy(b, b) / 2).sum((-2, -1), keepdim=True)
+    rows = (a * u - a * _log(a) / 2).sum((-2, -1), keepdim=True)
+    return rows + (b * v - b * _log(b) / 2).sum((-2, -1), keepdim=True)
+
+
+def _log(mass: Tensor) -> Tensor:
+    """log where there is mass; masses of 0 have no part in the derivatives of sum a log a, instead of infinite ones."""
+    return torch.where(mass > 0, mass, 1).log()
 
 
 def _strength_slope(gradient: Tensor, x: Tensor, eps: Tensor) -> Tensor:
@@ -150,7 +155,8 @@ class _Value(torch.autograd.Function):
         dx, scale = y * g, eps * mass * g
         return _wanted(
             ctx, lambda: dx, lambda: _strength_slope(dx, x, eps) + mass * value * g,
-            lambda: scale * (u - (a.log() + 1) / 2), lambda: scale * (v - (b.log() + 1) / 2), lambda: eps * value * g,
+            lambda: scale * (u - (_log(a) + (a > 0)) / 2), lambda: scale * (v - (_log(b) + (b > 0)) / 2),
+            lambda: eps * value * g,
         )  # fmt: skip
 
 
