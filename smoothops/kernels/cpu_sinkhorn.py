@@ -208,7 +208,7 @@ def solve(
 ) -> Solution:  # fmt: skip
     """For theta (rows, n, m), eps and mass (rows, 1, 1), a (rows, n, 1) and b (rows, 1, m)."""
     rows, n, m = x.shape
-    y, u, v = torch.empty_like(x), torch.empty(rows, n, 1, dtype=x.dtype), torch.empty(rows, 1, m, dtype=x.dtype)
+    y, u, v = (torch.empty(rows, *s, dtype=x.dtype) for s in ((n, m), (n, 1), (1, m)))
     error, bound, sigma, steps = torch.empty(4, rows, dtype=x.dtype).unbind()
     done = torch.empty(rows, dtype=torch.bool)
     shaped = (x, (n, m)), (eps, ()), (a, (n,)), (b, (m,)), (mass, ())
@@ -279,7 +279,7 @@ def adjoint(
     eps (rows, 1, 1); a (rows, n, 1) and b (rows, 1, m), the sums of y. See :func:`linear`.
     """
     rows, n, m = y.shape
-    p, q, out = torch.empty(rows, n, 1, dtype=y.dtype), torch.empty(rows, 1, m, dtype=y.dtype), torch.empty_like(y)
+    p, q, out = (torch.empty(rows, *s, dtype=y.dtype) for s in ((n, 1), (1, m), (n, m)))
     done = torch.empty(rows, dtype=torch.bool)
     given = [t.contiguous().numpy() for t in (y, g, eps.reshape(rows), a.reshape(rows, n), b.reshape(rows, m))]
     found = [t.numpy() for t in (out, p.squeeze(-1), q.squeeze(-2), done)]
