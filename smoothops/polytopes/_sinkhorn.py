@@ -3,7 +3,8 @@
 Notation and masses as in ``_kernel``. A sweep scales the rows, then the columns of E; it is two products of a vector
 and a matrix, and lowers the error sum b |1 - c| by a factor that tends to 1 as eps -> 0. So the temperature comes down
 in steps, from a z of small range, the potentials of one being the start of the next; and where sweeps are slow, Newton
-steps on v, quadratic, take over.
+steps on v, quadratic, take over. On the CPU ``kernels.cpu_sinkhorn`` does the same with one matrix after the other, and
+leaves to torch what it cannot finish.
 """
 
 from __future__ import annotations
