@@ -19,7 +19,7 @@ class Sinkhorn:
         tol: bound on sum |P 1 - a| + sum |P' 1 - b|, relative to sum a; None: 1e-10, or 1e-7 for float32 and narrower
             input. Where rounding in theta/eps allows no more, that counts as converged.
         max_iter: number of sweeps (a Newton step counts as one).
-        on_fail: "raise" a ValueError, "warn", or "ignore" where a matrix has not converged.
+        on_fail: "raise" a ValueError, "warn", or "ignore" where a matrix has not converged; see Transport.potentials.
 
     Source: Cuturi 2013, "Sinkhorn distances"; Schmitzer 2019, "Stabilized sparse scaling algorithms"; Brauer, Clason,
     Lorenz, Wirth 2017, "A Sinkhorn-Newton method for entropic optimal transport".

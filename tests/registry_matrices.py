@@ -43,6 +43,11 @@ def transport(n: int) -> so.Polytope:
     return so.Transport(*masses(n))
 
 
+def unbalanced(n: int) -> so.Polytope:
+    a, b = masses(n)
+    return so.Transport(a, 0.7 * b, partial=True)
+
+
 def birkhoff(n: int) -> so.Polytope:
     return so.Birkhoff()
 
@@ -82,6 +87,8 @@ def softened(family: str) -> list[Operator]:
         Operator("Birkhoff.max", maximum(birkhoff), VALUE, (family,), exempt=FIXED),
         Operator("Transport.argmax", reduced(transport), ROW, (family,), exempt=FIXED),
         Operator("Transport.max", maximum(transport), VALUE, (family,), exempt=FIXED),
+        Operator("Transport.argmax-partial", reduced(unbalanced), ROW, (family,), exempt=FIXED),
+        Operator("Transport.max-partial", maximum(unbalanced), VALUE, (family,), exempt=FIXED),
         Operator("argsort-birkhoff", placed, Kind(None, 0.0, 0, symmetric_ties=False), (family,),
                  exempt={**LAW, **STEEP, "half": "a difference of rounded cotangents"}),
     ]

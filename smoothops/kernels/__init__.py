@@ -31,6 +31,11 @@ def compiled_choice(family: Any) -> Any:
     return _compiled("cpu_choice") if compiled_threshold(family) is not None else None
 
 
+def compiled_sinkhorn() -> Any:
+    """The module of compiled sweeps, or None."""
+    return _compiled("cpu_sinkhorn")
+
+
 def pool(theta: Tensor, w: Tensor, weights: Tensor, group: Tensor, eps: Tensor, rule: int) -> Tensor:
     """The fastest pool for where its arguments lie. See ``kernels.torch.pool``."""
     fast = _compiled("cpu") if theta.device.type == "cpu" else None

@@ -57,19 +57,26 @@ def feasible(allowed: Tensor, a: Tensor, b: Tensor) -> bool:
     return _flow(theta, a.double().cpu().numpy(), b.double().cpu().numpy()) is not None
 
 
-def _vertex(theta: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
-    if a.size == b.size and (np.concatenate([a, b]) == a[:1]).all():
-        p = _matching(theta)
-        return None if p is None else p * a[:1]
-    return _flow(theta, a, b)
+def _vertex(theta: np.ndarray, a: np.ndarray, b: np.ndarray, partial: bool) -> np.ndarray | None:
+    """``partial``: the last row and column take what the others leave."""
+    own = slice(0, -1) if partial else slice(None)
+    if not a[own].size or (not partial and a.size != b.size) or not (np.append(a[own], b[own]) == a[0]).all():
+        return _flow(theta, a, b)
+    p = _matching(theta[own, own])
+    if p is None or not partial:
+        return p if p is None else p * a[0]
+    whole = np.zeros(theta.shape)
+    whole[own, own] = p * a[0]
+    whole[own, -1], whole[-1, own] = a[own] - whole[own].sum(1), b[own] - whole[:, own].sum(0)
+    return whole
 
 
-def _fake(theta: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def _fake(theta: Tensor, a: Tensor, b: Tensor, *_: bool) -> Tensor:
     return theta.new_empty(*batch_shape(*(t.flatten(-2) for t in (theta, a, b))), *theta.shape[-2:])
 
 
-@opaque("transport_vertex(Tensor theta, Tensor a, Tensor b) -> Tensor", _fake)
-def vertex(theta: Tensor, a: Tensor, b: Tensor) -> Tensor:
+@opaque("transport_vertex(Tensor theta, Tensor a, Tensor b, bool partial) -> Tensor", _fake)
+def vertex(theta: Tensor, a: Tensor, b: Tensor, partial: bool) -> Tensor:
     """argmax <theta, P> for theta (..., n, m), a (..., n, 1), b (..., 1, m): an operator without derivative."""
     shape = _fake(theta, a, b).shape
     batch = shape[:-2]
@@ -79,7 +86,7 @@ def vertex(theta: Tensor, a: Tensor, b: Tensor) -> Tensor:
     ]
     answers = np.zeros((batch.numel(), *shape[-2:]))
     for i, (t, row, column) in enumerate(zip(*given, strict=True)):
-        p = _vertex(t, row[:, 0], column[0])
+        p = _vertex(t, row[:, 0], column[0], partial)
         if p is None:
             raise ValueError(f"theta = -inf leaves no P >= 0 with the marginals a and b (matrix {i} of the batch)")
         answers[i] = p

@@ -21,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._kernel import CG_GOAL, Kernel, cut, even, massive, plain, scaled
-from ._sinkhorn import Options, as_matrices, block_size, blocks, sinkhorn
+from .. import kernels
+from ._kernel import CG_GOAL, COMPILED_DIRECT, Kernel, cg_steps, cut, even, massive, plain, scaled
+from ._potentials import TransportInfo, centred, judged
+from ._sinkhorn import Options, as_matrices, block_size, sinkhorn, transported
 
 STEPS = 3
 
@@ -56,8 +58,13 @@ def _plain_value(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, v: 
 
 
 def _unit_value(a: Tensor, b: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    rows = (a * u - torch.special.xlogy(a, a) / 2).sum((-2, -1), keepdim=True)
-    return rows + (b * v - torch.special.xlogy(b, b) / 2).sum((-2, -1), keepdim=True)
+    rows = (a * u - a * _log(a) / 2).sum((-2, -1), keepdim=True)
+    return rows + (b * v - b * _log(b) / 2).sum((-2, -1), keepdim=True)
+
+
+def _log(mass: Tensor) -> Tensor:
+    """log where there is mass; masses of 0 have no part in the derivatives of sum a log a, instead of infinite ones."""
+    return torch.where(mass > 0, mass, 1).log()
 
 
 def _strength_slope(gradient: Tensor, x: Tensor, eps: Tensor) -> Tensor:
@@ -70,56 +77,64 @@ class _Plan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
-        y, v, kernels = torch.empty_like(x, memory_format=torch.contiguous_format), [], []
-        ctx.massive, ctx.size = massive(a, b), block_size(x)
+        found = transported((x, eps, a, b, mass), options)
         ctx.goal = max(CG_GOAL, options[0] / 100)  # as exact as P is
-        weights = (mass * b).split(ctx.size)
-        for part, weight, found in zip(y.split(ctx.size), weights, blocks([x, eps, a, b], options), strict=True):
-            torch.mul(cut(found.to_columns, *x.shape[-2:]), weight, out=part)
-            v.append(found.v)
-            if not ctx.massive:  # else the kernel follows from P
-                kernels += [found.to_columns, found.to_rows]
-        ctx.save_for_backward(x, eps, a, b, mass, y, cut(torch.cat(v), 1, x.shape[-1]), *kernels)
-        return y
+        ctx.save_for_backward(x, eps, a, b, mass, found.plan, found.v)
+        return found.plan
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (x, eps, a, b, mass, y, v, *kernels), (g,) = ctx.saved_tensors, gradients
+        (x, eps, a, b, mass, y, v), (g,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():
             return _again(_plain_plan, ctx, g, v)
-        split = list(zip(*(t.split(ctx.size) for t in (y, g, a, b, mass)), strict=True))
-        known: list[Any] = list(zip(kernels[::2], kernels[1::2], strict=True)) or [None] * len(split)
-        parts = [_adjoint(*part, kernel=k, goal=ctx.goal) for part, k in zip(split, known, strict=True)]
-        p, q = (torch.cat(t) for t in zip(*parts, strict=True))
-        if plain(g):
-            dx = torch.empty_like(y)
-            for i in (slice(first, first + ctx.size) for first in range(0, len(y), ctx.size)):
-                torch.sub(g[i], p[i], out=dx[i]).sub_(q[i]).mul_(y[i]).div_(eps[i])
-        else:
-            dx = (g - p - q) * y / eps
+        dx, p, q = _adjoints(y, g, x, eps, a, b, mass, v, ctx.goal, any(ctx.needs_input_grad[2:4]))
         return _wanted(
             ctx, lambda: dx, lambda: _strength_slope(dx, x, eps), lambda: mass * p, lambda: mass * q,
             lambda: (y * g).sum((-2, -1), keepdim=True) / mass,
         )  # fmt: skip
 
 
+def _adjoints(
+    y: Tensor, g: Tensor, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, v: Tensor, goal: float, full: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient in theta, p and q for the cotangent g of y = P; with ``full``, p and q where masses are 0, too."""
+    fast = kernels.compiled_sinkhorn() if plain(g) and y.numel() and y.dtype == torch.float64 else None
+    if fast is not None:
+        dx, p, q, done = fast.adjoint(y, g, eps, mass * a, mass * b, goal, cg_steps(y.shape[-1]), COMPILED_DIRECT)
+        left = (~done).nonzero().squeeze(-1)
+        if left.numel():
+            part = _adjoint(goal, *(t[left] for t in (y, g, x, eps, a, b, mass, v)))
+            for out, t in zip((dx, p, q), part, strict=True):
+                out[left] = t
+        if full and not massive(a, b):
+            e, _ = scaled(_exponents(x, eps), a, b, v)
+            p = (b * e * (g - q)).sum(-1, keepdim=True)
+            q = (a * e * (g - p)).sum(-2, keepdim=True)
+        return dx, p, q
+    size = block_size(x)
+    parts = [
+        _adjoint(goal, *part) for part in zip(*(t.split(size) for t in (y, g, x, eps, a, b, mass, v)), strict=True)
+    ]
+    dx, p, q = (torch.cat(t) for t in zip(*parts, strict=True))
+    return dx, p, q
+
+
 def _adjoint(
-    y: Tensor, g: Tensor, a: Tensor, b: Tensor, mass: Tensor, *, kernel: tuple[Tensor, Tensor] | None, goal: float
-) -> tuple[Tensor, Tensor]:
-    """p and q for the cotangent g of P = y; ``kernel`` where masses of 0 keep it from being read off P."""
+    goal: float, y: Tensor, g: Tensor, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     n, m = y.shape[-2:]
-    if kernel is None:
+    if massive(a, b):
         weighted = y * g
         rows, columns = weighted.sum(-1, keepdim=True) / (mass * a), weighted.sum(-2, keepdim=True) / (mass * b)
-        kernel = even(y / (mass * b)), even(y.mT / (mass * a.mT)).contiguous()
+        to_columns, to_rows = even(y / (mass * b)), even(y.mT / (mass * a.mT)).contiguous()
     else:
-        rows = (cut(kernel[1], m, n).mT * g).sum(-1, keepdim=True)
-        columns = (cut(kernel[0], n, m) * g).sum(-2, keepdim=True)
-    to_columns, to_rows = kernel
+        e, _ = scaled(_exponents(x, eps), a, b, v)
+        rows, columns = (b * e * g).sum(-1, keepdim=True), (a * e * g).sum(-2, keepdim=True)
+        to_columns, to_rows = even(a * e), even((b * e).mT).contiguous()
     turned, columns = even(rows, columns=False).mT, even(columns, rows=False)
     q = Kernel(to_columns, to_rows, even(b, rows=False)).solve(columns - turned @ to_columns, goal)
     p, q = rows - cut((q @ to_rows).mT, n, 1), cut(q, 1, m)
-    return p, q
+    return (g - p - q) * y / eps, p, q
 
 
 class _Value(torch.autograd.Function):
@@ -127,14 +142,7 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
-        n, m = x.shape[-2:]
-        y, potentials = torch.empty_like(x, memory_format=torch.contiguous_format), []
-        weights = b.split(block_size(x))
-        for part, weight, found in zip(y.split(block_size(x)), weights, blocks([x, eps, a, b], options), strict=True):
-            torch.mul(cut(found.to_columns, n, m), weight, out=part)
-            potentials.append((found.u, found.v))
-        u, v = (torch.cat(t) for t in zip(*potentials, strict=True))
-        u, v = cut(u, n, 1), cut(v, 1, m)
+        y, u, v, *_ = transported((x, eps, a, b, mass), options)
         value = _unit_value(a, b, u, v)
         ctx.save_for_backward(x, eps, a, b, mass, u, v, y, value)
         return eps * mass * value
@@ -144,10 +152,11 @@ class _Value(torch.autograd.Function):
         (x, eps, a, b, mass, u, v, y, value), (g,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():
             return _again(_plain_value, ctx, g, v)
-        dx, scale = y * (mass * g), eps * mass * g
+        dx, scale = y * g, eps * mass * g
         return _wanted(
             ctx, lambda: dx, lambda: _strength_slope(dx, x, eps) + mass * value * g,
-            lambda: scale * (u - (a.log() + 1) / 2), lambda: scale * (v - (b.log() + 1) / 2), lambda: eps * value * g,
+            lambda: scale * (u - (_log(a) + (a > 0)) / 2), lambda: scale * (v - (_log(b) + (b > 0)) / 2),
+            lambda: eps * value * g,
         )  # fmt: skip
 
 
@@ -175,7 +184,7 @@ def _transformed() -> bool:
 def plan(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
     """P (..., n, m): x (..., n, m) without +inf, eps and mass (..., 1, 1), a (..., n, 1) and b (..., 1, m)."""
     if _transformed():
-        return _plain_plan(x, eps, a, b, mass, _opaque(x, eps, a, b, options))
+        return _plain_plan(x, eps, a, b, mass, _opaque(x, eps, a, b, options)[0])
     batch, given = as_matrices(x, eps, a, b, mass)
     return _Plan.apply(*given, options).reshape(batch + x.shape[-2:])
 
@@ -183,11 +192,26 @@ def plan(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Op
 def value(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options) -> Tensor:
     """The maximum, (..., 1, 1)."""
     if _transformed():
-        return _plain_value(x, eps, a, b, mass, _opaque(x, eps, a, b, options))
+        return _plain_value(x, eps, a, b, mass, _opaque(x, eps, a, b, options)[0])
     batch, given = as_matrices(x, eps, a, b, mass)
     return _Value.apply(*given, options).reshape(*batch, 1, 1)
 
 
-def _opaque(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, options: Options) -> Tensor:
+def _opaque(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     given = (t.detach() for t in (x, eps, a, b))
     return sinkhorn(*given, *options)
+
+
+def potentials(
+    x: Tensor, eps: Tensor, a: Tensor, b: Tensor, mass: Tensor, options: Options
+) -> tuple[Tensor, Tensor, TransportInfo]:
+    """f and g with P = mass a mass b exp((theta - f - g)/eps), differentiable, and how the solver went."""
+    v, report = _opaque(x, eps, a, b, options)
+    z = _exponents(x, eps)
+    if _transformed() or (torch.is_grad_enabled() and any(t.requires_grad for t in (z, a, b, mass))):
+        moved = _differentiable(z, a, b, v, STEPS)
+        v = v + (moved - moved.detach())  # the numbers of the solver, converged or not
+    e, u = scaled(z, a, b, v)
+    u, v = centred(u, v, a, b)
+    info = judged(mass * a * b * e, mass * a, mass * b, report)
+    return eps * (u + mass.log() / 2), eps * (v + mass.log() / 2), info

@@ -18,8 +18,14 @@ from .._axes import concrete
 
 RIDGE = 8  # times the size and the machine epsilon: what is added to J where P falls into blocks that hardly meet
 DIRECT = 100  # columns up to which a factorization is cheaper than conjugate gradients
+COMPILED_DIRECT = 256  # columns up to which the compiled factorization, which is simple, is not too slow
 CG_STEPS, CG_LOOK = 60, 4  # conjugate gradients: at most, and between two looks at the residual
 CG_GOAL = 1e-13  # the residual, relative to the right side
+
+
+def cg_steps(m: int) -> int:
+    """Steps of conjugate gradients that cost less than a factorization, where there may be one."""
+    return 10 + m // 3 if m <= DIRECT else CG_STEPS
 
 
 def plain(t: Tensor) -> bool:
@@ -106,7 +112,7 @@ class Kernel:
     def solve(self, r: Tensor, goal: float = CG_GOAL) -> Tensor:
         """x with J x = r, (..., 1, m), by a Cholesky factor that is made once, or by conjugate gradients."""
         if self._factored is None:
-            if self.b.shape[-1] > DIRECT and r.ndim == 3 and plain(r):
+            if self.b.shape[-1] > DIRECT and r.ndim == 3 and plain(r) and not r.requires_grad:
                 x = self._conjugate_gradients(r, goal)
                 if x is not None:
                     return x

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .._opaque import batch_shape, opaque
 from ._kernel import factor, factor_solve, product
+from ._potentials import TransportInfo, centred, judged, solved, solved_like
 from ._sinkhorn import UNRESOLVED, Options, as_matrices, fail
 
 SPAN = 50.0  # the range of z, in units of the mean mass, at which annealing starts
@@ -148,20 +149,21 @@ def _components(support: Tensor) -> Tensor:
         label = new
 
 
-def _fake(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, *_: Any) -> tuple[Tensor, ...]:
     batch, (n, m) = batch_shape(*(t.flatten(-2) for t in (x, eps, a, b))), x.shape[-2:]
     column = x.new_empty(*batch, 1, m)
-    return x.new_empty(*batch, n, 1), column, torch.empty_like(column, dtype=torch.int64)
+    return x.new_empty(*batch, n, 1), column, torch.empty_like(column, dtype=torch.int64), solved_like(x, eps, a, b)
 
 
 @opaque(
-    "semidual(Tensor x, Tensor eps, Tensor a, Tensor b, str on_fail, bool anneal) -> (Tensor, Tensor, Tensor)", _fake
+    "semidual(Tensor x, Tensor eps, Tensor a, Tensor b, str on_fail, bool anneal) -> (Tensor, Tensor, Tensor, Tensor)",
+    _fake,
 )
-def semidual(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, on_fail: str, anneal: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """u (..., n, 1), v (..., 1, m), and the components of the support as labels of the columns."""
+def semidual(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, on_fail: str, anneal: bool) -> tuple[Tensor, ...]:
+    """u (..., n, 1), v (..., 1, m), the components of the support as labels of the columns, how it went."""
     if not x.numel():
-        u, v, label = (t.new_zeros(t.shape) for t in _fake(x, eps, a, b))
-        return u, v, label
+        u, v, label, report = (t.new_zeros(t.shape) for t in _fake(x, eps, a, b))
+        return u, v, label, report + 1
     batch, (x, eps, a, b) = as_matrices(x, eps, a, b)
     z = x / eps
     rows = _Rows(z, a, b, anneal)
@@ -172,7 +174,8 @@ def semidual(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, on_fail: str, anneal:
     edge = torch.where((a > 0) | (b > 0), z - u, -torch.inf).amax(-2, keepdim=True)
     v = torch.where(b > 0, v, torch.where(edge.isfinite(), edge, 0))
     label = _components((z - u - v > 0) & (a > 0) & (b > 0))
-    return u.reshape(*batch, -1, 1), v.reshape(*batch, 1, -1), label.reshape(*batch, 1, -1)
+    found = u.reshape(*batch, -1, 1), v.reshape(*batch, 1, -1), label.reshape(*batch, 1, -1)
+    return *found, solved(error, bound, steps, batch)
 
 
 class Sparse:
@@ -180,7 +183,7 @@ class Sparse:
 
     def __init__(self, x: Tensor, eps: Tensor, a: Tensor, b: Tensor, options: Options) -> None:
         given = [t.detach() for t in (x, eps, a, b)]
-        u, v, label = semidual(*given, *options[2:])
+        u, v, label, self.report = semidual(*given, *options[2:])
         allowed = x > -torch.inf
         z = torch.where(allowed, x, 0) / eps
         support = allowed & (z.detach() - u - v > 0) & (a > 0) & (b > 0)
@@ -203,3 +206,8 @@ class Sparse:
         rows = (a * self.u + a.square() / 4).sum((-2, -1), keepdim=True)
         columns = (b * self.v + b.square() / 4).sum((-2, -1), keepdim=True)
         return self.eps * (rows + columns + self.plan.square().sum((-2, -1), keepdim=True) / 2)
+
+    def potentials(self) -> tuple[Tensor, Tensor, TransportInfo]:
+        """f and g with P = max(theta - f - g, 0)/eps, and how the solver went."""
+        u, v = centred(self.u, self.v, self.a, self.b)
+        return self.eps * u, self.eps * v, judged(self.plan, self.a, self.b, self.report)
