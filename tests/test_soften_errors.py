@@ -86,8 +86,7 @@ AT_CALL = {
     "assert": ("assert x > 0", "3", "assert on a tensor"),
     "a mask": ("y = [1.0, 2.0][x > 0]", "3", "a mask that depends on a tensor"),
     "a number as index": ("y = [1.0, 2.0][x * 1]", "3", "a soft index holds one weight for each item"),
-    "key=": ("y = max([x, x], key=abs)", "3", "with key= on tensors"),
-    "sort by key": ("y = sorted([x, x], key=abs)", "3", "sorting tensors by key="),
+    "sort by key": ("y = sorted([x, x], key=abs)", "3", "sorting by key= on tensors"),
     "index": ("y = [x, x].index(x)", "3", "its answer would be soft"),
     "a look-up": ("y = x in {1.0: 2}", "3", "cannot be looked up in a dict"),
     "a view": (

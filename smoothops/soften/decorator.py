@@ -171,6 +171,11 @@ def compiled(function: Callable[..., Any]) -> tuple[Callable[[Run], None], str, 
     """The run of a function as code, its text, and whether it writes to items."""
     if not isinstance(function, types.FunctionType):
         raise TypeError(f"soften takes a Python function, got {type(function).__name__}")
+    if hasattr(function, "__wrapped__"):
+        raise SoftenError(
+            f"{function.__qualname__} is wrapped by another decorator, of which the source says nothing; put soften "
+            "next to the function, below the other decorators"
+        )
     code = function.__code__
     try:
         lines, first = inspect.getsourcelines(function)
@@ -186,6 +191,7 @@ def compiled(function: Callable[..., Any]) -> tuple[Callable[[Run], None], str, 
         raise SoftenError(f"{code.co_filename}:{first}: soften takes a function made by def, not a lambda")
     ast.increment_lineno(node, first - 1 - indented)
     node.decorator_list = []
+    mangle(node, code.co_qualname.rpartition(".")[0].rpartition(".")[2])
     new = transformed(node, code.co_filename, function.__globals__)
     text, new.name = ast.unparse(new), "_so_run"  # a recursive function must find itself outside
     free = code.co_freevars
@@ -203,6 +209,22 @@ def compiled(function: Callable[..., Any]) -> tuple[Callable[[Run], None], str, 
         isinstance(n, ast.Subscript) and not isinstance(n.ctx, ast.Load) for n in ast.walk(node)
     )
     return run, text, writes
+
+
+def mangle(function: ast.FunctionDef, owner: str) -> None:
+    """The private names of a method, as the compiler has them inside of its class."""
+    if owner in ("", "<locals>") or not owner.strip("_"):
+        return
+
+    def mangled(name: str) -> str:
+        private = name.startswith("__") and not name.endswith("__")
+        return f"_{owner.lstrip('_')}{name}" if private else name
+
+    for node in ast.walk(function):
+        for field in ("id", "attr", "arg"):
+            name = getattr(node, field, None)
+            if isinstance(name, str):
+                setattr(node, field, mangled(name))
 
 
 def code_of(code: types.CodeType, name: str) -> types.CodeType:

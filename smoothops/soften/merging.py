@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from functools import reduce
+from numbers import Number
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -13,8 +15,10 @@ from torch import Tensor
 from .._axes import concrete
 from ..control._trees import add, lead, mix
 from .frames import MUTABLE, Form, Frame, scalar
-from .values import SoftBool, soft
+from .values import SoftBool, numpy_bool, real, soft
 from .weights import Factor, Mass, Weight, common, heaviest, product, times, twins
+
+first = itemgetter(0)
 
 
 class Mean:
@@ -61,10 +65,12 @@ def blend(values: Sequence[Any], mean: Mean, memo: dict[tuple[int, ...], Any]) -
     first = values[0]
     if all(v is first for v in values):
         return first
-    if soft(first) or isinstance(first, float) or any(soft(v) or isinstance(v, float) for v in values):
+    if any(soft(v) or real(v) for v in values):
         return numbers(values, mean, memo)
     if not isinstance(first, (*MUTABLE, tuple)):
-        if isinstance(first, int | Tensor) and any(type(v) is not type(first) or v is not first for v in values):
+        if (isinstance(first, Number | Tensor) or numpy_bool(first)) and any(
+            type(v) is not type(first) or v is not first for v in values
+        ):
             return first if same(values) else mean(values)
         return first
     key = tuple(map(id, values))
@@ -111,11 +117,10 @@ def merged(worlds: Sequence[Frame], *, aliases: bool, integers: bool = False) ->
     if len(worlds) < 2:
         return list(worlds)
     groups: dict[Any, list[tuple[list[tuple[int, ...]], list[Frame]]]] = {}
-    names = set(worlds[0].__dict__).intersection(*(world.__dict__ for world in worlds[1:]))
     for world in worlds:
         form = Form(aliases=aliases, integers=integers)
-        # what only some of the paths bind is unbound where they meet
-        key = tuple((name, form.of(value)) for name, value in sorted(world.__dict__.items()) if name in names)
+        # names too: worlds that differ in what is bound are different
+        key = tuple((name, form.of(value)) for name, value in sorted(world.__dict__.items(), key=first))
         for shapes, group in groups.setdefault(key, []):
             if all(map(fits, form.shapes, shapes)):
                 shapes[:] = [a or b for a, b in zip(form.shapes, shapes, strict=True)]
@@ -123,10 +128,10 @@ def merged(worlds: Sequence[Frame], *, aliases: bool, integers: bool = False) ->
                 break
         else:
             groups[key].append((form.shapes, [world]))
-    return [unite(group, names) for groups_ in groups.values() for _, group in groups_]
+    return [unite(group) for groups_ in groups.values() for _, group in groups_]
 
 
-def unite(group: list[Frame], names: set[str]) -> Frame:
+def unite(group: list[Frame]) -> Frame:
     """One world of several: those that are two sides of one decision first."""
     while len(group) > 1:
         pair = next(
@@ -134,18 +139,16 @@ def unite(group: list[Frame], names: set[str]) -> Frame:
             None,
         )
         if pair is None:
-            return mean_of(group, names)
+            return mean_of(group)
         i, j = pair
-        group = [mean_of([group[i], group[j]], names), *(w for k, w in enumerate(group) if k not in pair)]
+        group = [mean_of([group[i], group[j]]), *(w for k, w in enumerate(group) if k not in pair)]
     return group[0]
 
 
-def mean_of(group: list[Frame], names: set[str]) -> Frame:
+def mean_of(group: list[Frame]) -> Frame:
     mean = Mean([world._so_weight for world in group])
     memo: dict[tuple[int, ...], Any] = {}
-    variables = {
-        name: blend([w.__dict__[name] for w in group], mean, memo) for name in group[0].__dict__ if name in names
-    }
+    variables = {name: blend([w.__dict__[name] for w in group], mean, memo) for name in group[0].__dict__}
     return Frame(variables, mean.weight, total_mass([world._so_mass for world in group]))
 
 

@@ -42,14 +42,18 @@ class Scope:
             self.locals |= stored(statement)
         self.after: dict[int, set[str]] = {}
         self.before: dict[int, set[str]] = {}
+        # what a lambda or generator expression reads, it may read at any time
+        self.kept = {
+            name for n in ast.walk(function) if isinstance(n, ast.Lambda | ast.GeneratorExp) for name in loaded(n)
+        }
         self.live_block(function.body, set(), None, None)
 
     def dead_after(self, node: ast.stmt) -> tuple[str, ...]:
-        return tuple(sorted(self.locals - self.after[id(node)])) if id(node) in self.after else ()
+        return tuple(sorted(self.locals - self.after[id(node)] - self.kept)) if id(node) in self.after else ()
 
     def dead_before(self, node: ast.stmt) -> tuple[str, ...]:
         """Of a loop: at the start of an iteration."""
-        return tuple(sorted(self.locals - self.before[id(node)]))
+        return tuple(sorted(self.locals - self.before[id(node)] - self.kept))
 
     # liveness, backwards: ``live`` after a node -> live before it; ``again`` and ``behind`` are what is live where
     # continue and break lead to

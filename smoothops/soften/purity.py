@@ -18,8 +18,12 @@ def plain(x: Any) -> bool:
     if isinstance(x, NUMBERS):
         return True
     if isinstance(x, dict):
-        return all(map(plain, x.values()))
+        return all(map(plain, x)) and all(map(plain, x.values()))
     return isinstance(x, (*MUTABLE, tuple)) and all(map(plain, x))
+
+
+def names(code: types.CodeType) -> set[str]:
+    return set(code.co_names).union(*(names(c) for c in code.co_consts if isinstance(c, types.CodeType)))
 
 
 class Purity:
@@ -30,15 +34,15 @@ class Purity:
         self.globals: dict[str, Any] = function.__globals__
         self.defaults = (function.__defaults__, function.__kwdefaults__)
         self.cells = function.__closure__ or ()
-        self.names = set(code.co_names)  # attributes among them: a global of that name counts too, which is safe
-        for inner in code.co_consts:
-            if isinstance(inner, types.CodeType):
-                self.names |= set(inner.co_names)
+        self.names = names(code)  # attributes among them: a global of that name counts too, which is safe
         self.imports = any(name in self.names for name in ("torch", "import_module", "__import__"))
 
     def holds(self, arguments: Any) -> bool:
         if self.imports or not plain(arguments) or not plain(self.defaults):
             return False
         found = [self.globals.get(name, MISSING) for name in self.names]
-        found += [cell.cell_contents for cell in self.cells]
+        try:
+            found += [cell.cell_contents for cell in self.cells]
+        except ValueError:  # a variable of the outer function that is not bound yet
+            return False
         return all(value is MISSING or value is math or plain(value) for value in found)

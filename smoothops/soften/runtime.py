@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -18,28 +19,25 @@ from ..control._guard import guarded
 from ..smoothing import SmoothingLike
 from .errors import cannot, here
 from .expressions import Expressions
-from .frames import Frame, copied, frozen
+from .frames import Frame, copied
+from .iteration import VIEWS, Entries, Enumerated, Fixed, Reversed, Zipped, at, has, view
 from .merging import merged
 from .values import SoftBool, truth
-from .weights import ROUNDING, Weight, absent, carried, heaviest, negligible, outlook, sides
+from .weights import ROUNDING, Mass, Weight, absent, carried, heaviest, negligible, outlook, sides
 
 
-class Opaque:
-    """What a loop goes through, read once and cached, where none of it can change."""
+class Context:
+    """A context that may end a block only as the block ends."""
 
-    def __init__(self, iterator: Iterator[Any]) -> None:
-        self.iterator, self.items = iterator, []  # type: ignore[var-annotated]
+    def __init__(self, context: Any) -> None:
+        self.context = context
 
-    def has(self, i: int) -> bool:
-        while len(self.items) <= i:
-            try:
-                self.items.append(next(self.iterator))
-            except StopIteration:
-                return False
-        return True
+    def __enter__(self) -> None:
+        self.context.__enter__()
 
-    def __getitem__(self, i: int) -> Any:
-        return self.items[i]
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self.context.__exit__(kind, error, trace) and error is not None:
+            raise cannot("a context that suppresses exceptions is a try, and an exception has no weight") from error
 
 
 class Loop:
@@ -51,6 +49,13 @@ class Loop:
         self.continued: list[Frame] = []
         self.mass, self.position, self.counted, self.seen = mass, -1, 0, 0
         self.tested = False  # whether a condition on tensors decided on this iteration
+
+
+def weigh(world: Frame, weight: Weight, mass: Mass, more: Weight) -> None:
+    """A world of ``weight`` behind the further factors ``more``."""
+    for factor in more:
+        mass = carried(mass, factor.value)
+    world._so_weight, world._so_mass = weight + more, mass
 
 
 class Options(NamedTuple):
@@ -108,18 +113,19 @@ class Run(Expressions):
         """One of several outcomes of an expression; the statement runs again for the others, each with its weight."""
         if self.at < len(self.script):
             self.at += 1
-            return copied(self.script[self.at - 1], {})
+            return self.script[self.at - 1]
         if len(outcomes) > 1 and self.changed:
-            raise cannot("a list is changed and a soft choice is made in one statement; make it two statements")
+            raise cannot(
+                "a variable or item is changed and a soft choice is made in one statement; make it two statements"
+            )
         weight, mass = self.frame._so_weight, self.frame._so_mass
-        forks = [self.frame, *(self.frame._so_fork() for _ in outcomes[1:])]
-        for fork, (more, value) in zip(forks, outcomes, strict=True):
-            fork._so_weight = weight + more
-            fork._so_mass = mass
-            for factor in more:
-                fork._so_mass = carried(fork._so_mass, factor.value)
-            if fork is not self.frame:
-                self.pending.append((fork, (*self.script, value)))
+        for more, value in outcomes[1:]:
+            memo: dict[Any, Any] = {}
+            fork = self.frame._so_fork(memo)
+            weigh(fork, weight, mass, more)
+            # a list among the outcomes of this statement is the fork's own, with its aliases
+            self.pending.append((fork, tuple(copied(v, memo) for v in (*self.script, value))))
+        weigh(self.frame, weight, mass, outcomes[0][0])
         self.script = (*self.script, outcomes[0][1])
         self.at += 1
         return outcomes[0][1]
@@ -201,6 +207,19 @@ class Run(Expressions):
             self.running = self.running[: self.max_worlds]
             self.lost += math.fsum(heaviest(world._so_mass) for world in lost)
 
+    def context(self, make: Callable[[Frame], Any], of_world: bool) -> Any:
+        """The context of a with block, made once for all running worlds."""
+        if of_world and len(self.running) > 1:
+            raise cannot("the context of this with block depends on variables that may differ between soft paths")
+        if not self.running:
+            return nullcontext()
+        self.frame, self.script, self.at = self.running[0], (), 0
+        forks = len(self.pending)
+        made = make(self.frame)
+        if len(self.pending) > forks:
+            raise cannot("the context of a with block is chosen softly; choose by if before it")
+        return Context(made)
+
     # --- loops --------------------------------------------------------------------------------------------------------
 
     def loop(self) -> None:
@@ -254,34 +273,39 @@ class Run(Expressions):
         return bool(yes)
 
     def iterate(self, key: str, iterable: Any) -> None:
-        """What the present world loops over: lists as they are, also where the body changes them."""
-        if isinstance(iterable, Tensor):
-            iterable = iterable.unbind(0)
-        if not isinstance(iterable, range | list | str):
-            items = Opaque(iter(iterable))
-            if isinstance(iterable, dict | set | frozenset | tuple | zip | enumerate | reversed):
-                kept = tuple(items.iterator)
-                iterable = Opaque(iter(kept)) if frozen(kept) else kept
-            else:
-                iterable = items
-        self.frame.__dict__[key] = iterable
+        """What the present world loops over."""
+        self.frame.__dict__[key] = view(iterable, self.aliases)
+
+    def enumerated(self, items: Any, start: Any = 0) -> Any:
+        return Enumerated(view(items, self.aliases), start)
+
+    def zipped(self, *parts: Any, strict: Any = False) -> Any:
+        return Zipped(tuple(view(part, self.aliases) for part in parts), bool(strict))
+
+    def reversed(self, items: Any) -> Any:
+        found = view(items, self.aliases)
+        if isinstance(found, Fixed):
+            return Reversed(found.items, len(found.items))
+        known = isinstance(found, range | list | str | tuple | Tensor) and not isinstance(found, VIEWS)
+        return Reversed(found, len(found)) if known else reversed(items)
+
+    def entries(self, owner: Any, kind: str) -> Any:
+        """owner.keys(), .values() or .items()."""
+        if isinstance(owner, dict) and getattr(type(owner), kind) is getattr(dict, kind):
+            return Entries(tuple(owner), owner, kind)
+        return self.call(getattr(owner, kind))
 
     def next(self, key: str) -> bool:
         loop = self.loops[-1]
         loop.position += 1
-        staying = []
+        staying: list[Frame] = []
         for world in self.running:
-            items = world.__dict__[key]
-            left = items.has(loop.position) if isinstance(items, Opaque) else loop.position < len(items)
-            if left:
-                staying.append(world)
-            else:
-                loop.exits.append(world)
+            (staying if has(world.__dict__[key], loop.position) else loop.exits).append(world)
         self.running = staying
         return bool(staying)
 
     def item(self, key: str) -> Any:
-        return self.frame.__dict__[key][self.loops[-1].position]
+        return at(self.frame.__dict__[key], self.loops[-1].position)
 
     def again(self, dead: Sequence[str] = ()) -> None:
         """The end of an iteration."""

@@ -61,6 +61,10 @@ class Transformer:
         maker = Expression(self.scope, self.globals)
         return maker.visit(node), maker.choices
 
+    def condition(self, node: ast.expr) -> tuple[Any, bool]:
+        maker = Expression(self.scope, self.globals)
+        return maker.condition(node), maker.choices
+
     def block(self, statements: list[ast.stmt]) -> list[ast.stmt]:
         """Statements in order; neighbours without control flow or choices go through the worlds together."""
         result: list[ast.stmt] = []
@@ -111,7 +115,7 @@ class Transformer:
                 value.func.attr = "perform"
             return [ast.Expr(value)], choices
         if isinstance(node, ast.Assert):
-            test, choices = self.expression(node.test)
+            test, choices = self.condition(node.test)
             message = self.expression(node.msg)[0] if node.msg else None
             return [ast.Assert(run_call("require", test), message)], choices
         if isinstance(node, ast.Delete | ast.Raise):
@@ -184,7 +188,7 @@ class Transformer:
 
     def if_(self, node: ast.If, plain: bool = False) -> list[ast.stmt]:
         result = [
-            each([ast.Expr(run_call("decide", self.expression(node.test)[0]))]),
+            each([ast.Expr(run_call("decide", self.condition(node.test)[0]))]),
             ast.If(run_call("then"), self.block(node.body), []),
         ]
         if node.orelse:
@@ -194,7 +198,7 @@ class Transformer:
 
     def while_(self, node: ast.While) -> list[ast.stmt]:
         endless = isinstance(node.test, ast.Constant) and bool(node.test.value)
-        test = each([ast.Expr(run_call("decide", self.expression(node.test)[0]))])
+        test = each([ast.Expr(run_call("decide", self.condition(node.test)[0]))])
         stop = ast.If(ast.UnaryOp(ast.Not(), run_call("stay")), [ast.Break()], [])
         body = [test, stop, *self.block(node.body), statement("again", *names(self.scope.dead_before(node)))]
         more = run_call("more", *([ast.Constant(True)] if endless else []))
@@ -203,7 +207,7 @@ class Transformer:
     def for_(self, node: ast.For) -> list[ast.stmt]:
         self.count += 1
         key = f"<loop {self.count}>"
-        begin = each([ast.Expr(run_call("iterate", ast.Constant(key), self.expression(node.iter)[0]))])
+        begin = each([ast.Expr(run_call("iterate", ast.Constant(key), self.iterable(node.iter)))])
         lines, _ = self.assignment(node.target, run_call("item", ast.Constant(key)))
         body = [each(lines), *self.block(node.body), statement("again", *names(self.scope.dead_before(node)))]
         return [
@@ -212,6 +216,20 @@ class Transformer:
             ast.While(run_call("next", ast.Constant(key)), body, []),
             *self.behind(node, key),
         ]
+
+    def iterable(self, node: ast.expr) -> ast.expr:
+        """What a loop goes through: enumerate, zip, reversed and the entries of dicts as views of what they read."""
+        if not isinstance(node, ast.Call):
+            return self.expression(node)[0]
+        maker = Expression(self.scope, self.globals)
+        if isinstance(node.func, ast.Name) and node.func.id in LIVE and maker.builtin(node.func.id):
+            new = run_call(LIVE[node.func.id], *(self.iterable(arg) for arg in node.args))
+            new.keywords = [ast.keyword(k.arg, self.expression(k.value)[0]) for k in node.keywords]
+            return ast.copy_location(new, node)
+        if isinstance(node.func, ast.Attribute) and node.func.attr in ENTRIES and not (node.args or node.keywords):
+            new = run_call("entries", self.expression(node.func.value)[0], ast.Constant(node.func.attr))
+            return ast.copy_location(new, node)
+        return maker.visit(node)
 
     def behind(self, node: ast.While | ast.For, key: str) -> list[ast.stmt]:
         leave = statement("leave", *([ast.Constant(key)] if key else []))
@@ -232,13 +250,24 @@ class Transformer:
 
     def with_(self, node: ast.With) -> list[ast.stmt]:
         """A block under a context, for example torch.no_grad(): the same context for all worlds."""
-        items = [ast.withitem(self.expression(item.context_expr)[0], None) for item in node.items]
+        items = []
+        for item in node.items:
+            maker = Expression(self.scope, self.globals)
+            context = maker.visit(item.context_expr)
+            of_world = any(isinstance(n, ast.Name) and n.id == "_w" for n in ast.walk(context))
+            world = ast.arguments([], [ast.arg("_w")], None, [], [], None, [])
+            made = run_call("context", ast.Lambda(world, context), ast.Constant(of_world))
+            items.append(ast.withitem(ast.copy_location(made, item.context_expr), None))
         return [ast.With(items, self.block(node.body))]
 
     def import_(self, node: ast.stmt) -> list[ast.stmt]:
         return [node]
 
     importfrom_ = import_
+
+
+LIVE = {"enumerate": "enumerated", "zip": "zipped", "reversed": "reversed"}
+ENTRIES = ("keys", "values", "items")
 
 
 def load(name: str) -> ast.Name:

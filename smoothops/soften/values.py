@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Rational, Real
 from typing import Any
 
 import torch
@@ -30,6 +31,15 @@ HARD = frozenset(("item", "tolist", "numpy", "bool", "int", "long", "nonzero", "
 def soft(x: Any) -> bool:
     """Whether x is a number with gradient: a floating-point tensor or a soft boolean."""
     return isinstance(x, SoftBool) or (isinstance(x, Tensor) and x.is_floating_point())
+
+
+def real(x: Any) -> bool:
+    """Whether x is a floating-point number without gradient: Python's or numpy's."""
+    return isinstance(x, float) or (isinstance(x, Real) and not isinstance(x, Rational | Tensor))
+
+
+def numpy_bool(x: Any) -> bool:
+    return type(x).__module__ == "numpy" and type(x).__name__ in ("bool", "bool_")
 
 
 def wide(x: Tensor) -> Tensor:
