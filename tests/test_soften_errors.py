@@ -93,7 +93,6 @@ AT_CALL = {
         "t = x * TENSOR\n    row = t[0]\n    row[0] = 1", "5", "writes to a tensor that another variable is a view of"
     ),
     "dtype": ("y = LONG * 1\n    y[0] = x", "4", "a floating-point value is written to a tensor of dtype torch.int64"),
-    "an unused call": ("SOFT(x)", "3", "a call whose result is not used does nothing"),
     "deep recursion": ("z = DEEP(x)", "", "80 calls deep"),
 }  # fmt: skip
 

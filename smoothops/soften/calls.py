@@ -20,6 +20,8 @@ from .._axes import concrete
 from ..operators import amax, argmax, sort
 from .errors import cannot
 from .frames import MUTABLE, holds_soft
+from .names import MUTATORS
+from .nested import handed, received
 from .values import number, soft, wide
 from .weights import ROUNDING, Factor
 
@@ -27,12 +29,6 @@ if TYPE_CHECKING:
     from .expressions import Expressions
 
 Rule = Callable[["Expressions", tuple, dict], Any]
-MUTATORS = frozenset(
-    (
-        "append", "extend", "insert", "pop", "remove", "clear", "sort", "reverse", "update", "setdefault", "popitem",
-        "add", "discard", "appendleft", "popleft", "extendleft", "rotate",
-    )
-)  # fmt: skip
 LEAVES = frozenset(("item", "tolist", "numpy", "__float__", "__int__", "__bool__"))
 INTEGERS = frozenset(("long", "int", "short", "char", "byte", "bool"))
 HARD_MODULES = frozenset(("heapq", "_heapq", "bisect", "_bisect", "statistics"))
@@ -55,7 +51,9 @@ def call(run: Expressions, f: Any, args: tuple, kwargs: dict) -> Any:
         f, args = f.__func__, (owner, *args)
     nested = getattr(f, "_so_outcomes", None)
     if nested is not None:
-        return run.choose(nested(run, args, kwargs))
+        shared = handed(args, kwargs)
+        outcomes = () if run.replaying() else nested(run, args, kwargs, shared)
+        return received(run, shared, *run.choose(outcomes))
     if owner is not None and not callable(owner) and type(owner).__name__ != "module":
         return method(run, owner, f, args, kwargs)
     rule = rule_of(f)
@@ -114,6 +112,7 @@ def method(run: Expressions, owner: Any, f: Any, args: tuple, kwargs: dict) -> A
             raise cannot(f".{name}() takes the number out of its gradient and of its world; use the tensor itself")
         return f(*args, **kwargs)
     if isinstance(owner, MUTABLE) and name in MUTATORS:
+        run.owned(owner, f"{name}()")
         run.changed = True
         if name == "sort" and isinstance(owner, list):
             owner[:] = ordered(run, (owner,), kwargs)

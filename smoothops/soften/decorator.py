@@ -8,7 +8,7 @@ import inspect
 import types
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,10 @@ from .errors import GENERATED, SoftenError, cannot
 from .expressions import Expressions
 from .frames import Frame, copied, mapped
 from .merging import merged
+from .names import writes
+from .original import AS_WRITTEN, NotPython, as_written, on_tensors, plain_python
 from .purity import Purity
-from .runtime import Options, Run
+from .runtime import GIVEN, Options, Run
 from .transform import transformed, with_type_parameters
 from .values import SoftBool
 from .weights import Weight, heaviest, product
@@ -47,21 +49,34 @@ class Softened:
     def __init__(self, function: Callable[..., Any], smoothing: SmoothingLike, max_iter: int, max_worlds: int) -> None:
         if function not in COMPILED:
             COMPILED[function] = compiled(function)
-        self._run, self.source, self._aliases = COMPILED[function]
+        self._run, self.source, self._aliases, self._writes = COMPILED[function]
         functools.update_wrapper(self, function)
         self._smoothing, self._max_iter, self._max_worlds = smoothing, max_iter, max_worlds
         self._signature = inspect.signature(function)
         self._purity = Purity(function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._refuse_compile()
+        if AS_WRITTEN.get():
+            return self.__wrapped__(*args, **kwargs)  # type: ignore[attr-defined]
         return self._value(self._smoothing, args, kwargs)
 
     def hard(self, *args: Any, **kwargs: Any) -> Any:
-        """The program under ``Hard()``: what Python does on numbers, on copies of the arguments."""
-        return self._value(Hard(), args, kwargs)
+        """The function as it was written, on copies of the arguments.
+
+        What Python has no meaning for, conditions on batches, transforms and soft indices, runs under ``Hard()``.
+        """
+        self._refuse_compile()
+        if not plain_python():
+            return self._value(Hard(), args, kwargs)
+        try:
+            return on_tensors(self.__wrapped__, args, kwargs)  # type: ignore[attr-defined]
+        except NotPython:
+            return self._value(Hard(), args, kwargs)
 
     def worlds(self, *args: Any, **kwargs: Any) -> list[tuple[Any, Any]]:
         """The weights and values of all outcomes that differ in their discrete state, heaviest first."""
+        self._refuse_compile()
         results = self._results(self._smoothing, args, kwargs)
         pairs = [(total_weight(w), mapped(w.value, plain)) for w in results]
         return sorted(pairs, key=lambda pair: -float(pair[0].detach().max()))
@@ -78,12 +93,22 @@ class Softened:
     # --- running ------------------------------------------------------------------------------------------------------
 
     def _results(
-        self, smoothing: SmoothingLike, args: tuple, kwargs: dict, caller: Expressions | None = None
+        self,
+        smoothing: SmoothingLike,
+        args: tuple,
+        kwargs: dict,
+        caller: Expressions | None = None,
+        shared: Sequence[Any] = (),
     ) -> list[Frame]:
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        options = Options(smoothing, self._max_iter, self._max_worlds, self._aliases)
-        run = Run(copied(dict(bound.arguments), {}), options, caller)
+        outside = self._purity.containers() if self._writes else []
+        options = Options(smoothing, self._max_iter, self._max_worlds, self._aliases, outside)
+        memo: dict[Any, Any] = {}
+        variables = copied(dict(bound.arguments), memo)
+        if shared:  # with another softened function, which sees what changes
+            variables[GIVEN] = tuple(memo.get(id(x), x) for x in shared)
+        run = Run(variables, options, caller)
         try:
             self._run(run)
         except Exception as error:
@@ -102,11 +127,8 @@ class Softened:
         return results
 
     def _value(self, smoothing: SmoothingLike, args: tuple, kwargs: dict) -> Any:
-        if torch.compiler.is_compiling():
-            raise RuntimeError(f"{self!r} looks at its weights, which torch.compile cannot trace; use so.cond")
         if self._purity.holds((args, kwargs)):
-            given, named = copied((args, kwargs), {})
-            return self.__wrapped__(*given, **named)  # type: ignore[attr-defined]
+            return as_written(self.__wrapped__, args, kwargs)  # type: ignore[attr-defined]
         results = self._results(smoothing, args, kwargs)
         if len(results) > 1:
             apart = results
@@ -115,6 +137,10 @@ class Softened:
                 raise SoftenError(self._several(apart))
         return mapped(results[0].value, plain)
 
+    def _refuse_compile(self) -> None:
+        if torch.compiler.is_compiling():
+            raise RuntimeError(f"{self!r} looks at its weights, which torch.compile cannot trace; use so.cond")
+
     def _several(self, results: list[Frame]) -> str:
         shown = [f"{describe(w.value)} with weight {heaviest(w._so_mass):.3g}" for w in results]
         return (
@@ -122,15 +148,17 @@ class Softened:
             "return numbers or tensors of one structure, or read all of them with .worlds(...)"
         )
 
-    def _so_outcomes(self, caller: Expressions, args: tuple, kwargs: dict) -> list[tuple[Weight, Any]]:
-        """What a call from another softened function may give, with weights."""
+    def _so_outcomes(
+        self, caller: Expressions, args: tuple, kwargs: dict, shared: Sequence[Any]
+    ) -> list[tuple[Weight, Any]]:
+        """What a call from another softened function may give, with weights: a value, and what became of ``shared``."""
         if caller.depth >= DEPTH:
             raise cannot(
                 f"softened functions are {DEPTH} calls deep: the recursion does not end as long as its weight is "
                 "positive; write a loop, or use Quadratic smoothing, whose weights reach 0"
             )
-        results = self._results(caller.smoothing, args, kwargs, caller)
-        return [(w._so_weight, w.value) for w in results]
+        results = self._results(caller.smoothing, args, kwargs, caller, shared)
+        return [(w._so_weight, (w.value, w.__dict__.get(GIVEN, ()))) for w in results]
 
 
 class Bound:
@@ -149,8 +177,10 @@ class Bound:
     def worlds(self, *args: Any, **kwargs: Any) -> list[tuple[Any, Any]]:
         return self._softened.worlds(self._instance, *args, **kwargs)
 
-    def _so_outcomes(self, caller: Expressions, args: tuple, kwargs: dict) -> list[tuple[Weight, Any]]:
-        return self._softened._so_outcomes(caller, (self._instance, *args), kwargs)
+    def _so_outcomes(
+        self, caller: Expressions, args: tuple, kwargs: dict, shared: Sequence[Any]
+    ) -> list[tuple[Weight, Any]]:
+        return self._softened._so_outcomes(caller, (self._instance, *args), kwargs, shared)
 
 
 def total_weight(world: Frame) -> Tensor:
@@ -167,8 +197,8 @@ def describe(x: Any) -> str:
     return text if len(text) < 40 else f"{text[:36]} ..."
 
 
-def compiled(function: Callable[..., Any]) -> tuple[Callable[[Run], None], str, bool]:
-    """The run of a function as code, its text, and whether it writes to items."""
+def compiled(function: Callable[..., Any]) -> tuple[Callable[[Run], None], str, bool, bool]:
+    """The run of a function as code, its text, and whether it writes to items, or changes containers at all."""
     if not isinstance(function, types.FunctionType):
         raise TypeError(f"soften takes a Python function, got {type(function).__name__}")
     if hasattr(function, "__wrapped__"):
@@ -205,10 +235,10 @@ def compiled(function: Callable[..., Any]) -> tuple[Callable[[Run], None], str, 
     run = types.FunctionType(
         made, function.__globals__, function.__name__, None, tuple(cells[n] for n in made.co_freevars)
     )
-    writes = any(isinstance(n, ast.AugAssign) for n in ast.walk(node)) or any(
+    items = any(isinstance(n, ast.AugAssign) for n in ast.walk(node)) or any(
         isinstance(n, ast.Subscript) and not isinstance(n.ctx, ast.Load) for n in ast.walk(node)
     )
-    return run, text, writes
+    return run, text, items, any(map(writes, ast.walk(node)))
 
 
 def mangle(function: ast.FunctionDef, owner: str) -> None:

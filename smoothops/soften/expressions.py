@@ -17,7 +17,7 @@ from ..logic import logical_and, logical_or
 from ..smoothing import SmoothingLike
 from .calls import call
 from .errors import cannot
-from .frames import Form, Frame, frozen, holds_soft
+from .frames import MUTABLE, Form, Frame, frozen, holds_soft, inside
 from .indexing import assign, item_of, updated
 from .merging import Mean, blend, fits
 from .values import SoftBool, soft, truth, widened
@@ -55,7 +55,11 @@ class Expressions:
     depth: int
     partial: bool  # whether the calling world has a weight below 1
     changed: bool
+    outside: list[tuple[str, Any]]  # containers of objects and of the module, with their names
     compared: dict[Any, tuple[Any, Any, SoftBool]]
+
+    def replaying(self) -> bool:
+        raise NotImplementedError
 
     def choose(self, outcomes: Sequence[tuple[Weight, Any]]) -> Any:
         raise NotImplementedError
@@ -249,22 +253,39 @@ class Expressions:
     def call(self, f: Any, *args: Any, **kwargs: Any) -> Any:
         return call(self, f, args, kwargs)
 
-    def perform(self, f: Any, *args: Any, **kwargs: Any) -> Any:
-        """A call whose result is not used."""
-        if hasattr(f, "_so_outcomes"):
-            raise cannot(f"{f!r} works on copies of its arguments: a call whose result is not used does nothing")
-        return call(self, f, args, kwargs)
+    def attribute(self, x: Any, name: str) -> Any:
+        """x.name, in a function that changes containers: what an object holds is not the world's own."""
+        value = getattr(x, name)
+        if isinstance(value, MUTABLE) and not isinstance(x, tuple):
+            self.outside.append((f".{name}", value))
+        return value
+
+    def owned(self, x: Any, what: str) -> None:
+        """Refuses to change a container that lives outside of the worlds."""
+        for name, container in self.outside:
+            if container is x or inside(x, container, set()):
+                raise cannot(
+                    f"{what} changes {name}, which is no local variable; make a copy of it first, as in list(...), or "
+                    "pass it as an argument and return it"
+                )
 
     def getitem(self, x: Any, index: Any) -> Any:
         return item_of(x, index)
 
     def setitem(self, value: Any, root: Any, *path: Any) -> None:
         self.changed = True
+        if self.outside and path and isinstance(root, MUTABLE):
+            x = root
+            for index in path[:-1]:
+                x = item_of(x, index)
+            self.owned(x, "the assignment")
         assign(self.frame, value, root, path)
 
     def update(self, op: str, x: Any, value: Any) -> Any:
         """The new value of ``x op= value``."""
         self.changed = True
+        if self.outside and isinstance(x, MUTABLE):
+            self.owned(x, f"'{op}='")
         return updated(self.frame, op, x, value)
 
     def let(self, name: str, value: Any) -> Any:

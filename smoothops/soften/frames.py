@@ -124,6 +124,15 @@ def frozen(x: Any) -> bool:
     return not isinstance(x, MUTABLE)
 
 
+def inside(x: Any, container: Any, seen: set[int]) -> bool:
+    """Whether a container holds x, at any depth."""
+    if id(container) in seen or not isinstance(container, (*MUTABLE, tuple)):
+        return False
+    seen.add(id(container))
+    items = container.values() if isinstance(container, dict) else container
+    return any(item is x or inside(x, item, seen) for item in items)
+
+
 def holds_soft(x: Any) -> bool:
     """Whether a container has a soft number in it."""
     if isinstance(x, dict):

@@ -99,7 +99,7 @@ class Expression(ast.NodeTransformer):
         return run_call("ifexp", self.condition(node.test), *sides)
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
-        function = self.visit(node.func)
+        function = self.function(node.func)
         args = [self.visit(arg) for arg in node.args]
         keywords = [ast.keyword(k.arg, self.visit(k.value)) for k in node.keywords]
         name = node.func.id if isinstance(node.func, ast.Name) and self.builtin(node.func.id) else ""
@@ -110,8 +110,24 @@ class Expression(ast.NodeTransformer):
         call.keywords = keywords
         return call
 
+    def function(self, node: ast.expr) -> ast.expr:
+        """What is called: a method is read as it is."""
+        if isinstance(node, ast.Attribute):
+            return ast.copy_location(ast.Attribute(self.visit(node.value), node.attr, node.ctx), node)
+        return self.visit(node)
+
     def builtin(self, name: str) -> bool:
         return not self.local(name) and name not in self.globals and hasattr(builtins, name)
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        value = self.visit(node.value)
+        if (
+            not self.scope.writes
+            or not isinstance(node.ctx, ast.Load)
+            or (isinstance(value, ast.Name) and value.id != "_w")
+        ):
+            return ast.Attribute(value, node.attr, node.ctx)
+        return run_call("attribute", value, ast.Constant(node.attr))
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
         value, index = self.visit(node.value), self.visit(node.slice)

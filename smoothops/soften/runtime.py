@@ -26,6 +26,13 @@ from .values import SoftBool, truth
 from .weights import ROUNDING, Mass, Weight, absent, carried, heaviest, negligible, outlook, sides
 
 
+def result(world: Frame, value: Any) -> Frame:
+    """What is kept of a world that returns."""
+    given = world.__dict__.get(GIVEN)
+    kept = {"value": value} if given is None else {"value": value, GIVEN: given}
+    return Frame(kept, world._so_weight, world._so_mass)
+
+
 class Context:
     """A context that may end a block only as the block ends."""
 
@@ -51,6 +58,9 @@ class Loop:
         self.tested = False  # whether a condition on tensors decided on this iteration
 
 
+GIVEN = "<given>"  # the variable of a nested call that holds what its caller handed over
+
+
 def weigh(world: Frame, weight: Weight, mass: Mass, more: Weight) -> None:
     """A world of ``weight`` behind the further factors ``more``."""
     for factor in more:
@@ -59,19 +69,21 @@ def weigh(world: Frame, weight: Weight, mass: Mass, more: Weight) -> None:
 
 
 class Options(NamedTuple):
-    """How a softened function runs; ``aliases``: whether it writes to items, so that names of one tensor matter."""
+    """How a softened function runs; ``aliases``: whether it writes to items, so that names of one tensor matter;
+    ``outside``: containers that it reads from its module or from the function around it."""
 
     smoothing: SmoothingLike
     max_iter: int
     max_worlds: int
     aliases: bool
+    outside: list[tuple[str, Any]]
 
 
 class Run(Expressions):
     """One call of a softened function."""
 
     def __init__(self, variables: dict[str, Any], options: Options, caller: Expressions | None = None) -> None:
-        self.smoothing, self.max_iter, self.max_worlds, self.aliases = options
+        self.smoothing, self.max_iter, self.max_worlds, self.aliases, _ = options
         self.depth = 0 if caller is None else caller.depth + 1
         frame = Frame(variables, (), 1.0 if caller is None else caller.frame._so_mass)
         self.partial = caller is not None and (caller.partial or bool(caller.frame._so_weight))
@@ -88,6 +100,7 @@ class Run(Expressions):
         self.at = 0
         self.pending: list[tuple[Frame, tuple[Any, ...]]] = []
         self.changed = False
+        self.outside = list(options.outside)
 
     # --- statements ---------------------------------------------------------------------------------------------------
 
@@ -109,9 +122,13 @@ class Run(Expressions):
                 done.append(self.frame)
         self.running = done
 
+    def replaying(self) -> bool:
+        """Whether the next choice of this statement is made already."""
+        return self.at < len(self.script)
+
     def choose(self, outcomes: Sequence[tuple[Weight, Any]]) -> Any:
         """One of several outcomes of an expression; the statement runs again for the others, each with its weight."""
-        if self.at < len(self.script):
+        if self.replaying():
             self.at += 1
             return self.script[self.at - 1]
         if len(outcomes) > 1 and self.changed:
@@ -338,13 +355,13 @@ class Run(Expressions):
 
     def give(self, value: Any) -> None:
         """What the present world returns; nothing else of it is kept."""
-        self.returned.append(Frame({"value": value}, self.frame._so_weight, self.frame._so_mass))
+        self.returned.append(result(self.frame, value))
 
     def return_(self) -> None:
         self.running = []
 
     def results(self) -> list[Frame]:
-        rest = [Frame({"value": None}, world._so_weight, world._so_mass) for world in self.running]
+        rest = [result(world, None) for world in self.running]
         self.running = merged(self.returned + rest, aliases=False)
         self.bound()
         return self.running

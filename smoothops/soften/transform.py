@@ -111,8 +111,6 @@ class Transformer:
             if isinstance(node.value, ast.Constant):
                 return [ast.Pass()], False
             value, choices = self.expression(node.value)
-            if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr == "call":
-                value.func.attr = "perform"
             return [ast.Expr(value)], choices
         if isinstance(node, ast.Assert):
             test, choices = self.condition(node.test)
