@@ -121,7 +121,7 @@ def paths(program: Callable[..., Any], args: tuple) -> list[tuple[float, Any]]:
 
 def readout(x: Any) -> float:
     """A weighted sum of the numbers in x."""
-    return sum(float(v) / (i + 1) for i, v in enumerate(leaves(x)) if isinstance(v, float | int | Tensor | so_bool))
+    return sum(float(v) / (i + 1) for i, v in enumerate(leaves(x)) if isinstance(v, float | int | Tensor))
 
 
 def expected(program: Callable[..., Any], args: tuple) -> tuple[float, dict[str, float]]:
@@ -136,9 +136,6 @@ def expected(program: Callable[..., Any], args: tuple) -> tuple[float, dict[str,
 def discrete(x: Any) -> str:
     """What is no number, as text."""
     return repr([v if isinstance(v, int | str | None) else "number" for v in leaves(x)])
-
-
-so_bool = bool
 
 
 def found(program: Callable[..., Any], args: tuple) -> tuple[float, dict[str, float]]:

@@ -21,7 +21,7 @@ from .expressions import Expressions
 from .frames import Frame, copied, mapped
 from .merging import merged
 from .names import writes
-from .original import AS_WRITTEN, NotPython, as_written, on_tensors, plain_python
+from .original import AS_WRITTEN, NotPython, as_written, on_tensors, runs_on_tensors
 from .purity import Purity
 from .runtime import GIVEN, Options, Run
 from .transform import transformed, with_type_parameters
@@ -67,10 +67,10 @@ class Softened:
         What Python has no meaning for, conditions on batches, transforms and soft indices, runs under ``Hard()``.
         """
         self._refuse_compile()
-        if not plain_python():
+        if not runs_on_tensors(self._purity.names):
             return self._value(Hard(), args, kwargs)
         try:
-            return on_tensors(self.__wrapped__, args, kwargs)  # type: ignore[attr-defined]
+            return on_tensors(self.__wrapped__, self._purity.names, args, kwargs)  # type: ignore[attr-defined]
         except NotPython:
             return self._value(Hard(), args, kwargs)
 

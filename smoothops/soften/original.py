@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -15,9 +15,8 @@ from .frames import copied
 # whether a softened function is running as it was written: so do those that it calls
 AS_WRITTEN: ContextVar[bool] = ContextVar("AS_WRITTEN", default=False)
 IN_PLACE = {
-    f"__i{name}__": getattr(Tensor, f"__{name}__")
-    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
-}
+    f"{name}_": getattr(Tensor, name) for name in ("add", "sub", "mul", "div", "floor_divide", "remainder", "pow")
+} | {f"__i{name}__": getattr(Tensor, f"__{name}__") for name in ("and", "or", "xor", "lshift", "rshift")}
 
 
 class NotPython(BaseException):
@@ -25,14 +24,20 @@ class NotPython(BaseException):
 
 
 class Numbers(tuple):
-    """The numbers of a vector as a loop meets them, each when it comes to it."""
+    """The numbers of a vector; a loop meets each as it is when it comes to it."""
+
+    vector: Tensor
 
     def __iter__(self) -> Iterator[Any]:
-        return (number.clone() for number in super().__iter__())
+        return (self.vector[i].clone() for i in range(len(self)))
 
 
 class Values(TorchFunctionMode):
     """0-d tensors behave as numbers of Python: no views of where they were read, and ``+=`` makes a new one."""
+
+    def __init__(self, names: Container[str]) -> None:
+        super().__init__()
+        self.names = names  # in the source: a method that changes its tensor there means to
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -40,7 +45,7 @@ class Values(TorchFunctionMode):
             raise NotPython
         if name == "__index__" and args[0].is_floating_point():
             raise NotPython
-        if name in IN_PLACE and args[0].ndim == 0:
+        if name in IN_PLACE and args[0].ndim == 0 and name not in self.names:
             return IN_PLACE[name](*args)
         if name == "__getitem__":
             if isinstance(args[1], Tensor) and args[1].is_floating_point():
@@ -48,7 +53,10 @@ class Values(TorchFunctionMode):
             item = func(*args)
             return item.clone() if item.ndim == 0 else item
         result = func(*args, **(kwargs or {}))
-        return Numbers(result) if name == "unbind" and result and result[0].ndim == 0 else result
+        if name == "unbind" and args[0].ndim == 1:
+            result = Numbers(number.clone() for number in result)
+            result.vector = args[0]
+        return result
 
 
 def as_written(function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
@@ -62,10 +70,10 @@ def as_written(function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         AS_WRITTEN.reset(token)
 
 
-def on_tensors(function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+def on_tensors(function: Callable[..., Any], names: Container[str], args: tuple, kwargs: dict) -> Any:
     """The same with tensors among the arguments, which are copied too; two names of one stay two names of one."""
     args, kwargs = cloned((args, kwargs), {})
-    with Values():
+    with Values(names):
         return as_written(function, args, kwargs)
 
 
@@ -92,6 +100,6 @@ def _swap(x: Any, memo: dict[int, Any], seen: set[int]) -> Any:
     return x
 
 
-def plain_python() -> bool:
-    """Whether numbers of tensors may be looked at: under transforms no condition is a bool."""
-    return torch._C._functorch.peek_interpreter_stack() is None
+def runs_on_tensors(names: Container[str]) -> bool:
+    """Whether Python can run it: under transforms no condition is a bool, and a tensor has no __round__."""
+    return torch._C._functorch.peek_interpreter_stack() is None and "round" not in names
