@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import linecache
 import traceback
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.overrides import _get_current_function_mode_stack
@@ -93,6 +97,31 @@ AT_CALL = {
         "t = x * TENSOR\n    row = t[0]\n    row[0] = 1", "5", "writes to a tensor that another variable is a view of"
     ),
     "dtype": ("y = LONG * 1\n    y[0] = x", "4", "a floating-point value is written to a tensor of dtype torch.int64"),
+    "tuples": ("y = min([(x, 1), (x, 2)])", "3", "tuples that hold soft numbers"),
+    "order of tuples": ("y = (x, 1) < (x, 2)", "3", "compare the numbers one by one"),
+    "equal dicts": ("y = {1: x} == {1: x}", "3", "compare the numbers one by one"),
+    "a heap": ("HEAP([x], x)", "3", r"heapq.heappush\(\) compares tensors"),
+    "long of a number": ("y = x.long()", "3", "an integer is discrete"),
+    "out=": ("TORCH.neg(x, out=x)", "3", "changes a tensor in place"),
+    "in place by a function": ("TORCH.relu_(x)", "3", "changes a tensor in place"),
+    "in place on an array": ("y = ARRAY\n    y += 1", "4", "would change a ndarray for all worlds"),
+    "a list of the module": ("y = LIST\n    y.append(x)", "4", r"append\(\) changes LIST, which is no local variable"),
+    "a row of the module": ("for row in LIST[0]:\n        row[0] = x", "4", "changes LIST"),
+    "a list of an object": ("y = OBJECT.items\n    y[0] += x", "4", "changes .items"),
+    "print in and": ("x > 0 and print(x)", "3", "print cannot be softened"),
+    "append in and": ("y = [1]\n    x > 0 and y.append(1)", "4", "write an if statement"),
+    "a name in a soft part": ("y = 1 + ((z := 3) if x > 0 else 4)", "3", "write an if statement"),
+    "a change and a choice": ("y = [2]\n    y = [y.pop(), 'a' if x > 0 else 'b']", "4", "make it two statements"),
+    "a name and a choice": ("y = [(z := 1), 'a' if x > 0 else 'b']", "3", "make it two statements"),
+    "a function that changes": ("y = []\n    y = [CHANGE(y), 'a' if x > 0 else 'b']", "4", "make it two statements"),
+    "an iterator": (
+        "y = iter([1, 2])\n    if x > 0:\n        z = 1\n    for v in y:\n        z = v", "6", "make a list of it"
+    ),
+    "several lines": ("y = [\n        1,\n        int(\n        x),\n    ]", "5", "an integer is discrete"),
+    "suppress": ("with SUPPRESS(KeyError):\n        raise KeyError", "", "a context that suppresses exceptions"),
+    "a context of a world": (
+        "if x > 0:\n        z = 1\n    with CONTEXT(z):\n        z = z + 1", "5", "may differ between soft paths"
+    ),
     "deep recursion": ("z = DEEP(x)", "", "80 calls deep"),
 }  # fmt: skip
 
@@ -113,7 +142,11 @@ def harmless(x):
 def test_refused_at_the_call(case: str) -> None:
     body, line, reason = AT_CALL[case]
     program = define(body, 1)
-    values = {"TENSOR": torch.ones(2, 2), "LONG": torch.ones(2).long(), "SOFT": harmless, "DEEP": deep}
+    values = {
+        "TENSOR": torch.ones(2, 2), "LONG": torch.ones(2).long(), "DEEP": deep, "HEAP": heapq.heappush, "TORCH": torch,
+        "ARRAY": np.zeros(2), "LIST": [[[1.0]]], "OBJECT": SimpleNamespace(items=[1.0]),
+        "CHANGE": lambda y: y.append(1), "SUPPRESS": contextlib.suppress, "CONTEXT": contextlib.nullcontext,
+    }  # fmt: skip
     program.__globals__.update(values)
     with pytest.raises(SoftenError, match=reason) as caught:
         soft(program)(X)

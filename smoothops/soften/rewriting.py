@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+from types import ModuleType
 from typing import Any
 
 from .calls import SOFTENED_BUILTINS
@@ -32,6 +33,17 @@ def thunk(body: ast.expr) -> ast.Lambda:
     return ast.Lambda(ast.arguments([], [], None, [], [], None, []), body)
 
 
+def placed(nodes: list[Any], where: ast.AST) -> list[Any]:
+    """The nodes at the place of another one, as far as they have none."""
+    for new in nodes:
+        for child in ast.walk(new):
+            if isinstance(child, ast.expr | ast.stmt | ast.keyword | ast.arg) and not hasattr(child, "lineno"):
+                ast.copy_location(child, where)
+                if child.lineno != child.end_lineno:  # a method call on several lines counts as one on the last
+                    child.end_lineno, child.end_col_offset = child.lineno, child.col_offset
+    return nodes
+
+
 def boolean(node: ast.expr) -> bool:
     """Whether the value is True, False or a soft boolean."""
     if isinstance(node, ast.BoolOp):
@@ -49,8 +61,8 @@ class Expression(ast.NodeTransformer):
 
     def visit(self, node: ast.AST) -> Any:
         new = super().visit(node)
-        if isinstance(new, ast.expr) and isinstance(node, ast.expr):
-            ast.copy_location(new, node)
+        if isinstance(new, ast.expr) and isinstance(node, ast.expr) and hasattr(node, "lineno"):
+            placed([ast.copy_location(new, node)], node)
         return new
 
     def local(self, name: str) -> bool:
@@ -121,11 +133,8 @@ class Expression(ast.NodeTransformer):
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         value = self.visit(node.value)
-        if (
-            not self.scope.writes
-            or not isinstance(node.ctx, ast.Load)
-            or (isinstance(value, ast.Name) and value.id != "_w")
-        ):
+        module = isinstance(value, ast.Name) and isinstance(self.globals.get(value.id), ModuleType)
+        if module or not self.scope.writes or not isinstance(node.ctx, ast.Load):
             return ast.Attribute(value, node.attr, node.ctx)
         return run_call("attribute", value, ast.Constant(node.attr))
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from .names import Scope
 from .refusals import check
-from .rewriting import OPERATORS, Expression, as_value, run_call
+from .rewriting import OPERATORS, Expression, as_value, placed, run_call
 
 
 def transformed(function: ast.FunctionDef, filename: str, globals_: dict[str, Any]) -> ast.FunctionDef:
@@ -178,7 +178,7 @@ class Transformer:
         assert isinstance(node.value, ast.IfExp)
         values = node.value.body, node.value.orelse
         both = [placed([ast.Assign(copy.deepcopy(node.targets), value)], node) for value in values]
-        return self.if_(placed([ast.If(node.value.test, *both)], node)[0], plain=True)  # type: ignore[arg-type]
+        return self.if_(placed([ast.If(node.value.test, *both)], node)[0], plain=True)
 
     def annassign_(self, node: ast.AnnAssign) -> list[ast.stmt]:
         assert node.value is not None
@@ -243,7 +243,7 @@ class Transformer:
         value = node.value or ast.Constant(None)
         if isinstance(value, ast.IfExp):
             both = [placed([ast.Return(part)], node) for part in (value.body, value.orelse)]
-            return self.if_(placed([ast.If(value.test, *both)], node)[0], plain=True)  # type: ignore[arg-type]
+            return self.if_(placed([ast.If(value.test, *both)], node)[0], plain=True)
         return [each([ast.Expr(run_call("give", self.expression(value)[0]))]), statement("return_")]
 
     def with_(self, node: ast.With) -> list[ast.stmt]:
@@ -282,12 +282,3 @@ def each(lines: list[ast.stmt]) -> ast.For:
 
 def statement(name: str, *args: ast.expr) -> ast.Expr:
     return ast.Expr(run_call(name, *args))
-
-
-def placed(statements: list[ast.stmt], where: ast.AST) -> list[ast.stmt]:
-    """The statements at the place of a node, where they have none."""
-    for new in statements:
-        for child in ast.walk(new):
-            if isinstance(child, ast.expr | ast.stmt | ast.keyword | ast.arg) and not hasattr(child, "lineno"):
-                ast.copy_location(child, where)
-    return statements
