@@ -19,6 +19,9 @@ MUTABLE = (list, dict, set, deque, bytearray)
 ATOMS = (int, float, bool, str, type(None), Tensor, SoftBool, range, bytes, complex)
 
 
+KINDS = frozenset(ATOMS)
+
+
 class Fixed:
     """Items that cannot change, and what they were read from."""
 
@@ -94,6 +97,9 @@ def copied(x: Any, memo: dict[int, Any]) -> Any:
     if kind is list:
         new: list[Any] = []
         memo[id(x)] = new
+        if KINDS.issuperset(map(type, x)):
+            new += x
+            return new
         new.extend(item if isinstance(item, ATOMS) else copied(item, memo) for item in x)
         return new
     if isinstance(x, dict):

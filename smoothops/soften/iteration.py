@@ -74,6 +74,8 @@ def view(x: Any, live: bool) -> Any:
 def has(x: Any, i: int) -> bool:
     """Whether a view goes on at position i."""
     kind = type(x)
+    if kind is range or kind is list:
+        return i < len(x)
     if kind is Fixed:
         return i < len(x.items)
     if kind is Opaque:
@@ -97,6 +99,8 @@ def has(x: Any, i: int) -> bool:
 def at(x: Any, i: int) -> Any:
     """The item of a view at position i."""
     kind = type(x)
+    if kind is range or kind is list:
+        return x[i]
     if kind is Fixed or kind is Opaque:
         return x.items[i]
     if kind is Enumerated:

@@ -10,6 +10,7 @@ from typing import Any
 from .frames import MUTABLE
 
 NUMBERS = (int, float, bool, str, type(None), bytes, complex, range)
+KINDS = frozenset(NUMBERS)
 MISSING = object()
 
 
@@ -19,7 +20,9 @@ def plain(x: Any) -> bool:
         return True
     if isinstance(x, dict):
         return all(map(plain, x)) and all(map(plain, x.values()))
-    return isinstance(x, (*MUTABLE, tuple)) and all(map(plain, x))
+    if not isinstance(x, (*MUTABLE, tuple)):
+        return False
+    return KINDS.issuperset(map(type, x)) or all(map(plain, x))
 
 
 def names(code: types.CodeType) -> set[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -89,7 +89,7 @@ class Run(Expressions):
         self.partial = caller is not None and (caller.partial or bool(caller.frame._so_weight))
         self.running = [frame]
         self.frame = frame  # the world in which a statement runs just now
-        self.branches: list[tuple[list[Frame], list[Frame], bool]] = []
+        self.branches: list[bool | tuple[list[Frame], list[Frame], bool]] = []
         self.loops: list[Loop] = []
         self.broken: list[list[Frame]] = []  # worlds that left a loop by break while its else runs
         self.returned: list[Frame] = []
@@ -121,6 +121,14 @@ class Run(Expressions):
                         yield self.frame
                 done.append(self.frame)
         self.running = done
+
+    def step(self) -> Iterable[Frame]:
+        """The running worlds for a statement of one outcome; one world of weight 1 costs next to nothing."""
+        running = self.running
+        if len(running) == 1 and not running[0]._so_weight:
+            self.frame, self.compared = running[0], {}
+            return running
+        return self.each()
 
     def replaying(self) -> bool:
         """Whether the next choice of this statement is made already."""
@@ -184,20 +192,35 @@ class Run(Expressions):
             world._so_weight, world._so_mass = (*weight, factor), mass
             to.append(world)
 
+    # where one world meets a bool of Python, the branch is that bool, and the running worlds stay as they are
+
     def then(self) -> bool:
+        if len(self.decisions) == 1:
+            certain = self.decisions[0][1]
+            if type(certain) is bool:
+                self.decisions = []
+                self.branches.append(certain)
+                return certain
         yes, no, was_soft = self.split()
         self.branches.append((no, [], was_soft))
         self.running = yes
         return bool(yes)
 
     def orelse(self) -> bool:
-        no, _, was_soft = self.branches.pop()
+        branch = self.branches[-1]
+        if isinstance(branch, bool):
+            return not branch
+        no, _, was_soft = branch
+        self.branches.pop()
         self.branches.append(([], self.running, was_soft))
         self.running = no
         return bool(no)
 
     def join(self, dead: Sequence[str] = ()) -> None:
-        no, done, was_soft = self.branches.pop()
+        branch = self.branches.pop()
+        if isinstance(branch, bool):
+            return
+        no, done, was_soft = branch
         self.running = done + self.running + no
         if was_soft:
             self.merge(dead)
@@ -283,6 +306,10 @@ class Run(Expressions):
 
     def stay(self) -> bool:
         loop = self.loops[-1]
+        if len(self.decisions) == 1 and self.decisions[0][1] is True:
+            self.decisions = []
+            loop.tested = False
+            return True
         yes, no, was_soft = self.split()
         loop.exits += no
         self.running = yes
@@ -315,6 +342,8 @@ class Run(Expressions):
     def next(self, key: str) -> bool:
         loop = self.loops[-1]
         loop.position += 1
+        if len(self.running) == 1 and has(self.running[0].__dict__[key], loop.position):
+            return True
         staying: list[Frame] = []
         for world in self.running:
             (staying if has(world.__dict__[key], loop.position) else loop.exits).append(world)
@@ -327,9 +356,11 @@ class Run(Expressions):
     def again(self, dead: Sequence[str] = ()) -> None:
         """The end of an iteration."""
         loop = self.loops[-1]
-        self.running += loop.continued
-        loop.continued = []
-        self.merge(dead)
+        if loop.continued:
+            self.running = self.running + loop.continued
+            loop.continued = []
+        if len(self.running) > 1:
+            self.merge(dead)
 
     def leave(self, key: str = "") -> None:
         """Behind the loop, for the worlds that its end let go; break and continue there belong to the loop around."""

@@ -2,14 +2,14 @@
 
 Local variables become attributes of the world ``_w``, and statements go through the run ``_so``:
 
-    x = f(y)             for _w in _so.each(): _w.x = _so.call(f, _w.y)
-    if c: A else: B      for _w in _so.each(): _so.decide(c)
+    x = f(y)             for _w in _so.each(): _w.x = _so.call(f, _w.y)      (step() where a statement has one outcome)
+    if c: A else: B      for _w in _so.step(): _so.decide(c)
                          if _so.then(): A
                          if _so.orelse(): B
                          _so.join()
     while c: A           _so.loop()
                          while _so.more():
-                             for _w in _so.each(): _so.decide(c)
+                             for _w in _so.step(): _so.decide(c)
                              if not _so.stay(): break
                              A
                              _so.again()
@@ -79,7 +79,7 @@ class Transformer:
                 if together is not None and not choices:
                     together.body += placed(lines, statement)
                     continue
-                loop = each(lines)
+                loop = each(lines, choices)
                 new, together = [loop], None if choices else loop
             result += placed(new, statement)
         return result
@@ -185,8 +185,9 @@ class Transformer:
         return self.assign_(ast.copy_location(ast.Assign([node.target], node.value), node))
 
     def if_(self, node: ast.If, plain: bool = False) -> list[ast.stmt]:
+        test, choices = self.condition(node.test)
         result = [
-            each([ast.Expr(run_call("decide", self.condition(node.test)[0]))]),
+            each([ast.Expr(run_call("decide", test))], choices),
             ast.If(run_call("then"), self.block(node.body), []),
         ]
         if node.orelse:
@@ -196,7 +197,8 @@ class Transformer:
 
     def while_(self, node: ast.While) -> list[ast.stmt]:
         endless = isinstance(node.test, ast.Constant) and bool(node.test.value)
-        test = each([ast.Expr(run_call("decide", self.condition(node.test)[0]))])
+        condition, choices = self.condition(node.test)
+        test = each([ast.Expr(run_call("decide", condition))], choices)
         stop = ast.If(ast.UnaryOp(ast.Not(), run_call("stay")), [ast.Break()], [])
         body = [test, stop, *self.block(node.body), statement("again", *names(self.scope.dead_before(node)))]
         more = run_call("more", *([ast.Constant(True)] if endless else []))
@@ -205,9 +207,9 @@ class Transformer:
     def for_(self, node: ast.For) -> list[ast.stmt]:
         self.count += 1
         key = f"<loop {self.count}>"
-        begin = each([ast.Expr(run_call("iterate", ast.Constant(key), self.iterable(node.iter)))])
-        lines, _ = self.assignment(node.target, run_call("item", ast.Constant(key)))
-        body = [each(lines), *self.block(node.body), statement("again", *names(self.scope.dead_before(node)))]
+        begin = each([ast.Expr(run_call("iterate", ast.Constant(key), self.iterable(node.iter)))], True)
+        lines, choices = self.assignment(node.target, run_call("item", ast.Constant(key)))
+        body = [each(lines, choices), *self.block(node.body), statement("again", *names(self.scope.dead_before(node)))]
         return [
             begin,
             statement("loop"),
@@ -244,7 +246,8 @@ class Transformer:
         if isinstance(value, ast.IfExp):
             both = [placed([ast.Return(part)], node) for part in (value.body, value.orelse)]
             return self.if_(placed([ast.If(value.test, *both)], node)[0], plain=True)
-        return [each([ast.Expr(run_call("give", self.expression(value)[0]))]), statement("return_")]
+        given, choices = self.expression(value)
+        return [each([ast.Expr(run_call("give", given))], choices), statement("return_")]
 
     def with_(self, node: ast.With) -> list[ast.stmt]:
         """A block under a context, for example torch.no_grad(): the same context for all worlds."""
@@ -276,8 +279,9 @@ def store(name: str) -> ast.Name:
     return ast.Name(name, ast.Store())
 
 
-def each(lines: list[ast.stmt]) -> ast.For:
-    return ast.For(store("_w"), run_call("each"), lines, [])
+def each(lines: list[ast.stmt], choices: bool) -> ast.For:
+    """Lines in every running world; ``choices``: whether they may have several outcomes in one."""
+    return ast.For(store("_w"), run_call("each" if choices else "step"), lines, [])
 
 
 def statement(name: str, *args: ast.expr) -> ast.Expr:
