@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 Rule = Callable[["Expressions", tuple, dict], Any]
 LEAVES = frozenset(("item", "tolist", "numpy", "__float__", "__int__", "__bool__"))
 INTEGERS = frozenset(("long", "int", "short", "char", "byte", "bool"))
+# of tensors, with nothing to look at
+PLAIN_METHODS = frozenset(name for name in dir(Tensor) if name[0] != "_" and name[-1] != "_") - LEAVES - INTEGERS
 HARD_MODULES = frozenset(("heapq", "_heapq", "bisect", "_bisect", "statistics"))
 EFFECTS = (builtins.print, builtins.input, builtins.open, builtins.exec, builtins.eval)
 ELEMENTARY = {
@@ -44,9 +46,12 @@ ELEMENTARY = {
 
 def call(run: Expressions, f: Any, args: tuple, kwargs: dict) -> Any:
     """f(*args, **kwargs) in the present world."""
+    owner = getattr(f, "__self__", None)
+    if type(owner) is Tensor and f.__name__ in PLAIN_METHODS and not kwargs:
+        return f(*args)
     if type(f) is partial:
         f, args, kwargs = f.func, (*f.args, *args), {**f.keywords, **kwargs}
-    owner = getattr(f, "__self__", None)
+        owner = getattr(f, "__self__", None)
     if type(f) is MethodType and hasattr(f.__func__, "_so_outcomes"):  # a softened class method
         f, args = f.__func__, (owner, *args)
     nested = getattr(f, "_so_outcomes", None)

@@ -20,7 +20,7 @@ from .errors import cannot
 from .frames import MUTABLE, Form, Frame, frozen, holds_soft, inside
 from .indexing import assign, item_of, updated
 from .merging import Mean, blend, fits
-from .values import SoftBool, soft, truth, widened
+from .values import SoftBool, logistic, soft, truth, widened
 from .weights import Weight, sides
 
 PLAIN: dict[str, Callable[[Any, Any], Any]] = {
@@ -51,6 +51,7 @@ class Expressions:
     """What expressions of the program call; ``frame`` is the world that they are of."""
 
     smoothing: SmoothingLike
+    eps: float | None  # of the logistic law, where it is that
     frame: Frame
     depth: int
     partial: bool  # whether the calling world has a weight below 1
@@ -109,7 +110,9 @@ class Expressions:
         # worlds that share both sides share the answer; the entry keeps them alive, so that an id stays theirs
         key = op, *(id(x) if isinstance(x, Tensor) else float(x) for x in (a, b))
         if key not in self.compared:
-            p = SOFT[op](*widened(a, b), smoothing=self.smoothing)
+            p = logistic(a, b, op, self.eps)
+            if p is None:
+                p = SOFT[op](*widened(a, b), smoothing=self.smoothing)
             self.compared[key] = a, b, SoftBool(p, floating_dtype(a, b))
         return self.compared[key][2]
 

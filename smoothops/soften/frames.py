@@ -62,11 +62,12 @@ class Spent:
 class Frame:
     """Local variables as attributes, beside the weight of the world that they belong to."""
 
-    __slots__ = ("__dict__", "_so_mass", "_so_weight")
+    __slots__ = ("__dict__", "_so_mass", "_so_script", "_so_weight")
 
     def __init__(self, variables: dict[str, Any], weight: Weight = (), mass: Mass = 1.0) -> None:
         self.__dict__ = variables
         self._so_weight, self._so_mass = weight, mass
+        self._so_script: tuple[Any, ...] = ()  # the outcomes of choices that the statement made before the fork
 
     def __getattr__(self, name: str) -> Any:
         raise UnboundLocalError(

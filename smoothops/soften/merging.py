@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from functools import reduce
@@ -13,12 +14,21 @@ import torch
 from torch import Tensor
 
 from .._axes import concrete
+from ..control._guard import forward_mode
 from ..control._trees import add, lead, mix
 from .frames import MUTABLE, Form, Frame, scalar
 from .values import SoftBool, numpy_bool, real, soft
 from .weights import Factor, Mass, Weight, common, heaviest, product, times, twins
 
 first = itemgetter(0)
+
+
+def numbers_of_one_kind(values: Sequence[Any]) -> bool:
+    """Whether they are finite float64 numbers as tensors, outside of transforms and forward mode."""
+    for v in values:
+        if not isinstance(v, Tensor) or v.ndim or v.dtype != torch.float64 or not concrete(v):
+            return False
+    return not forward_mode() and all(math.isfinite(v.item()) for v in values)
 
 
 class Mean:
@@ -44,6 +54,8 @@ class Mean:
             self.weight = (*self.weight, Factor(total, self.dtype))
 
     def __call__(self, values: Sequence[Any]) -> Tensor:
+        if self.p is not None and not self.p.ndim and numbers_of_one_kind(values):
+            return torch.lerp(values[1], values[0], self.p)  # mix of finite numbers
         found = [v for v in values if isinstance(v, Tensor)]
         floating = [t.dtype for t in found if t.is_floating_point()]
         dtype = reduce(torch.promote_types, floating) if floating else self.dtype

@@ -22,7 +22,7 @@ from .expressions import Expressions
 from .frames import Frame, copied
 from .iteration import VIEWS, Entries, Enumerated, Fixed, Reversed, Zipped, at, has, view
 from .merging import merged
-from .values import SoftBool, truth
+from .values import SoftBool, logistic_eps, truth
 from .weights import ROUNDING, Mass, Weight, absent, carried, heaviest, negligible, outlook, sides
 
 
@@ -83,6 +83,7 @@ class Run(Expressions):
     """One call of a softened function."""
 
     def __init__(self, variables: dict[str, Any], options: Options, caller: Expressions | None = None) -> None:
+        self.eps = logistic_eps(options.smoothing)
         self.smoothing, self.max_iter, self.max_worlds, self.aliases, _ = options
         self.depth = 0 if caller is None else caller.depth + 1
         frame = Frame(variables, (), 1.0 if caller is None else caller.frame._so_mass)
@@ -98,29 +99,32 @@ class Run(Expressions):
         self.lost = 0.0
         self.script: tuple[Any, ...] = ()
         self.at = 0
-        self.pending: list[tuple[Frame, tuple[Any, ...]]] = []
         self.changed = False
         self.outside = list(options.outside)
 
     # --- statements ---------------------------------------------------------------------------------------------------
 
-    def each(self) -> Iterator[Frame]:
-        """The running worlds one by one; one whose statement makes a choice comes again for each other outcome."""
-        done = []
+    def each(self) -> Iterable[Frame]:
+        """The running worlds one by one; one whose statement makes a choice forks, and its forks come behind them."""
         self.compared = {}
-        for world in self.running:
-            self.pending = [(world, ())]
-            while self.pending:
-                self.frame, self.script = self.pending.pop()
-                self.at, self.changed = 0, False
-                dead = absent(self.frame._so_weight, self.frame._so_mass)
-                if dead is None:
-                    yield self.frame
-                else:
-                    with guarded(dead):
-                        yield self.frame
-                done.append(self.frame)
-        self.running = done
+        running = self.running
+        if len(running) == 1 and not running[0]._so_weight:
+            return running
+        if any(world._so_weight and not isinstance(world._so_mass, float) for world in running):
+            return self.guarded(running)
+        return running
+
+    def guarded(self, running: list[Frame]) -> Iterator[Frame]:
+        """The worlds of batches: what is absent in a row leaves no NaN in it."""
+        for world in running:
+            dead = absent(world._so_weight, world._so_mass)
+            with nullcontext() if dead is None else guarded(dead):
+                yield world
+
+    def begin(self, world: Frame) -> None:
+        """The statement of ``each`` in one world, with the choices that are made already in a fork."""
+        self.frame, self.script, world._so_script = world, world._so_script, ()
+        self.at, self.changed = 0, False
 
     def step(self) -> Iterable[Frame]:
         """The running worlds for a statement of one outcome; one world of weight 1 costs next to nothing."""
@@ -128,7 +132,12 @@ class Run(Expressions):
         if len(running) == 1 and not running[0]._so_weight:
             self.frame, self.compared = running[0], {}
             return running
-        return self.each()
+        return self.one_by_one()
+
+    def one_by_one(self) -> Iterator[Frame]:
+        for world in self.each():
+            self.frame = world
+            yield world
 
     def replaying(self) -> bool:
         """Whether the next choice of this statement is made already."""
@@ -149,7 +158,8 @@ class Run(Expressions):
             fork = self.frame._so_fork(memo)
             weigh(fork, weight, mass, more)
             # a list among the outcomes of this statement is the fork's own, with its aliases
-            self.pending.append((fork, tuple(copied(v, memo) for v in (*self.script, value))))
+            fork._so_script = tuple(copied(v, memo) for v in (*self.script, value))
+            self.running.append(fork)
         weigh(self.frame, weight, mass, outcomes[0][0])
         self.script = (*self.script, outcomes[0][1])
         self.at += 1
@@ -178,7 +188,7 @@ class Run(Expressions):
         return yes, no, was_soft
 
     def fork(self, frame: Frame, value: SoftBool, yes: list[Frame], no: list[Frame]) -> None:
-        p = value.p.reshape(()) if value.p.numel() == 1 else value.p
+        p = value.p.reshape(()) if value.p.ndim and value.p.numel() == 1 else value.p
         certain, masses = outlook(frame._so_mass, p)
         if certain is not None:
             (yes if certain else no).append(frame)
@@ -253,10 +263,10 @@ class Run(Expressions):
             raise cannot("the context of this with block depends on variables that may differ between soft paths")
         if not self.running:
             return nullcontext()
-        self.frame, self.script, self.at = self.running[0], (), 0
-        forks = len(self.pending)
+        self.begin(self.running[0])
+        forks = len(self.running)
         made = make(self.frame)
-        if len(self.pending) > forks:
+        if len(self.running) > forks:
             raise cannot("the context of a with block is chosen softly; choose by if before it")
         return Context(made)
 

@@ -2,7 +2,8 @@
 
 Local variables become attributes of the world ``_w``, and statements go through the run ``_so``:
 
-    x = f(y)             for _w in _so.each(): _w.x = _so.call(f, _w.y)      (step() where a statement has one outcome)
+    x = y                for _w in _so.step(): _w.x = _w.y
+    x = f(y)             for _w in _so.each(): _so.begin(_w); _w.x = _so.call(f, _w.y)
     if c: A else: B      for _w in _so.step(): _so.decide(c)
                          if _so.then(): A
                          if _so.orelse(): B
@@ -281,7 +282,9 @@ def store(name: str) -> ast.Name:
 
 def each(lines: list[ast.stmt], choices: bool) -> ast.For:
     """Lines in every running world; ``choices``: whether they may have several outcomes in one."""
-    return ast.For(store("_w"), run_call("each" if choices else "step"), lines, [])
+    if choices:
+        return ast.For(store("_w"), run_call("each"), [statement("begin", load("_w")), *lines], [])
+    return ast.For(store("_w"), run_call("step"), lines, [])
 
 
 def statement(name: str, *args: ast.expr) -> ast.Expr:

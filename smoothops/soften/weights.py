@@ -8,6 +8,7 @@ up; products of what is left stay far from the end of the range of float64, so t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +24,16 @@ Mass = Tensor | float | None
 class Factor:
     """The probability of one side of a decision; both sides share ``decision``."""
 
-    __slots__ = ("decision", "dtype", "value")
+    __slots__ = ("_other", "_value", "decision", "dtype")
 
-    def __init__(self, value: Tensor, dtype: torch.dtype, decision: object = None) -> None:
-        self.value, self.dtype, self.decision = value, dtype, decision
+    def __init__(self, value: Tensor | None, dtype: torch.dtype, decision: object = None, other: Any = None) -> None:
+        self._value, self.dtype, self.decision, self._other = value, dtype, decision, other
+
+    @property
+    def value(self) -> Tensor:
+        if self._value is None:  # where both sides meet again, nothing asks for it
+            self._value = 1 - self._other
+        return self._value
 
 
 Weight = tuple[Factor, ...]
@@ -35,7 +42,7 @@ Weight = tuple[Factor, ...]
 def sides(p: Tensor, dtype: torch.dtype) -> tuple[Factor, Factor]:
     """The two factors p and 1 - p of a decision."""
     decision = object()
-    return Factor(p, dtype, decision), Factor(1 - p, dtype, decision)
+    return Factor(p, dtype, decision), Factor(None, dtype, decision, p)
 
 
 def twins(a: Weight, b: Weight) -> bool:
