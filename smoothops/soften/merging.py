@@ -23,12 +23,25 @@ from .weights import Factor, Mass, Weight, common, heaviest, product, times, twi
 first = itemgetter(0)
 
 
-def numbers_of_one_kind(values: Sequence[Any]) -> bool:
-    """Whether they are finite float64 numbers as tensors, outside of transforms and forward mode."""
-    for v in values:
-        if not isinstance(v, Tensor) or v.ndim or v.dtype != torch.float64 or not concrete(v):
-            return False
-    return not forward_mode() and all(math.isfinite(v.item()) for v in values)
+def of_numbers(values: Sequence[Any], p: Tensor) -> Tensor | None:
+    """The mean of two finite numbers of one dtype, outside of transforms and forward mode; None for anything else."""
+    x, y = values
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)) or x.ndim or y.ndim or forward_mode():
+        return None
+    dtype = x.dtype
+    if dtype != y.dtype or dtype not in (torch.float64, torch.float32) or not concrete(x) or not concrete(y):
+        return None
+    if not (math.isfinite(x.item()) and math.isfinite(y.item())):
+        return None
+    if dtype == p.dtype:
+        return torch.lerp(y, x, p)
+    return torch.lerp(y.to(p.dtype), x.to(p.dtype), p).to(dtype)
+
+
+def is_one(total: Tensor) -> bool:
+    if not concrete(total):
+        return False
+    return abs(total.item() - 1) <= 2.0**-50 if total.ndim == 0 else bool(((total - 1).abs() <= 2.0**-50).all())
 
 
 class Mean:
@@ -37,7 +50,7 @@ class Mean:
     def __init__(self, weights: Sequence[Weight]) -> None:
         self.dtype = next(factor.dtype for weight in weights for factor in weight)
         self.p: Tensor | None = None
-        self.parts: list[Tensor] = []
+        self._parts: list[Tensor] = []
         if len(weights) == 2 and twins(*weights):
             self.weight, self.p = weights[0][:-1], weights[0][-1].value
             return
@@ -45,28 +58,35 @@ class Mean:
         parts = [torch.as_tensor(product(weight[shared:])) for weight in weights]
         wide = max(parts, key=lambda part: part.ndim)
         parts = [lead(part, wide, "condition") for part in parts]
-        total = reduce(torch.add, parts)
-        safe = torch.where(total == 0, 1, total)
-        self.parts = [part / safe for part in parts]
+        self.masses, self.total = parts, reduce(torch.add, parts)
         self.weight = weights[0][:shared]
         # all of the mass that forked there: a factor 1, also in its derivatives
-        if not concrete(total) or not bool(((total - 1).abs() <= 2.0**-50).all()):
-            self.weight = (*self.weight, Factor(total, self.dtype))
+        if not is_one(self.total):
+            self.weight = (*self.weight, Factor(self.total, self.dtype))
+
+    def parts(self) -> list[Tensor]:
+        """The weights, which sum to 1; where there is nothing to average they are not needed."""
+        if not self._parts:
+            safe = torch.where(self.total == 0, 1, self.total)
+            self._parts = [part / safe for part in self.masses]
+        return self._parts
 
     def __call__(self, values: Sequence[Any]) -> Tensor:
-        if self.p is not None and not self.p.ndim and numbers_of_one_kind(values):
-            return torch.lerp(values[1], values[0], self.p)  # mix of finite numbers
+        if self.p is not None and not self.p.ndim:
+            number = of_numbers(values, self.p)
+            if number is not None:
+                return number
         found = [v for v in values if isinstance(v, Tensor)]
         floating = [t.dtype for t in found if t.is_floating_point()]
         dtype = reduce(torch.promote_types, floating) if floating else self.dtype
-        device = found[0].device if found else (self.parts[0] if self.p is None else self.p).device
+        device = found[0].device if found else (self.total if self.p is None else self.p).device
         leaves = [v.to(dtype) if isinstance(v, Tensor) else scalar(v, dtype, device) for v in values]
         if self.p is not None:
             x, y = torch.broadcast_tensors(*leaves)
             return mix(lead(self.p, x, "a condition"), x, y)
         leaves = list(torch.broadcast_tensors(*leaves))
         total: Tensor | None = None
-        for part, leaf in zip(self.parts, leaves, strict=True):
+        for part, leaf in zip(self.parts(), leaves, strict=True):
             total = add(total, part, leaf, "a condition")
         assert total is not None
         return total.to(dtype)

@@ -349,16 +349,25 @@ class Run(Expressions):
             return Entries(tuple(owner), owner, kind)
         return self.call(getattr(owner, kind))
 
-    def next(self, key: str) -> bool:
+    def next(self, key: str, name: str = "") -> bool:
+        """The next iteration of a for loop, for the worlds that have one; ``name``: of a target that is a variable."""
         loop = self.loops[-1]
         loop.position += 1
-        if len(self.running) == 1 and has(self.running[0].__dict__[key], loop.position):
-            return True
-        staying: list[Frame] = []
-        for world in self.running:
-            (staying if has(world.__dict__[key], loop.position) else loop.exits).append(world)
-        self.running = staying
-        return bool(staying)
+        i, running = loop.position, self.running
+        if len(running) == 1:
+            variables = running[0].__dict__
+            items = variables[key]
+            if has(items, i):
+                if name:
+                    variables[name] = at(items, i)
+                return True
+        self.running = []
+        for world in running:
+            (self.running if has(world.__dict__[key], i) else loop.exits).append(world)
+        if name:
+            for world in self.running:
+                world.__dict__[name] = at(world.__dict__[key], i)
+        return bool(self.running)
 
     def item(self, key: str) -> Any:
         return at(self.frame.__dict__[key], self.loops[-1].position)

@@ -209,14 +209,15 @@ class Transformer:
         self.count += 1
         key = f"<loop {self.count}>"
         begin = each([ast.Expr(run_call("iterate", ast.Constant(key), self.iterable(node.iter)))], True)
-        lines, choices = self.assignment(node.target, run_call("item", ast.Constant(key)))
-        body = [each(lines, choices), *self.block(node.body), statement("again", *names(self.scope.dead_before(node)))]
-        return [
-            begin,
-            statement("loop"),
-            ast.While(run_call("next", ast.Constant(key)), body, []),
-            *self.behind(node, key),
-        ]
+        target = [ast.Constant(key)]
+        first: list[ast.stmt] = []
+        if isinstance(node.target, ast.Name):
+            target.append(ast.Constant(node.target.id))
+        else:
+            lines, choices = self.assignment(node.target, run_call("item", ast.Constant(key)))
+            first = [each(lines, choices)]
+        body = [*first, *self.block(node.body), statement("again", *names(self.scope.dead_before(node)))]
+        return [begin, statement("loop"), ast.While(run_call("next", *target), body, []), *self.behind(node, key)]
 
     def iterable(self, node: ast.expr) -> ast.expr:
         """What a loop goes through: enumerate, zip, reversed and the entries of dicts as views of what they read."""
