@@ -23,7 +23,7 @@ from .frames import MUTABLE, holds_soft
 from .names import MUTATORS
 from .nested import handed, received
 from .values import number, soft, wide
-from .weights import ROUNDING, Factor
+from .weights import ROUNDING, Factor, Weight
 
 if TYPE_CHECKING:
     from .expressions import Expressions
@@ -79,7 +79,7 @@ def rule_of(f: Any) -> Rule | None:
 def foreign(run: Expressions, f: Any, args: tuple, kwargs: dict) -> Any:
     """A call of what is not softened, where it does nothing that cannot be softened."""
     name, module = getattr(f, "__name__", ""), getattr(f, "__module__", None) or ""
-    partial_weight = run.partial or run.frame._so_weight
+    partial_weight = run.partial or run.frame._so_weight is not None
     if partial_weight and (f in EFFECTS or module in ("logging", "warnings")):
         raise cannot(f"{name} cannot be softened: this line has a weight below 1; move it out of soft branches")
     if module in HARD_MODULES and any(soft(x) or holds_soft(x) for x in args):
@@ -124,7 +124,7 @@ def method(run: Expressions, owner: Any, f: Any, args: tuple, kwargs: dict) -> A
             return None
     if isinstance(owner, list | tuple) and name in ("index", "count", "remove") and any(map(soft, (*owner, *args))):
         raise cannot(f".{name}() compares tensors, and its answer would be soft; write a loop with ==")
-    if isinstance(owner, IOBase | logging.Logger) and (run.partial or run.frame._so_weight):
+    if isinstance(owner, IOBase | logging.Logger) and (run.partial or run.frame._so_weight is not None):
         raise cannot(f".{name}() cannot be softened: this line has a weight below 1; move it out of soft branches")
     return f(*args, **kwargs)
 
@@ -167,7 +167,7 @@ def chosen(run: Expressions, plain: Callable[..., Any], sign: float, items: list
     possible = [i for i, w in enumerate(weights) if not concrete(w) or w >= ROUNDING]
     if len(possible) == 1:
         return items[possible[0]]
-    return run.choose([((Factor(weights[i], stacked.dtype),), items[i]) for i in possible])
+    return run.choose([(Weight(None, Factor(weights[i], stacked.dtype)), items[i]) for i in possible])
 
 
 def refuse_tuples(name: str, items: Sequence[Any]) -> None:

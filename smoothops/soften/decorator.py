@@ -112,7 +112,7 @@ class Softened:
         try:
             self._run(run)
         except Exception as error:
-            if run.frame._so_weight and not isinstance(error, SoftenError):
+            if run.frame._so_weight is not None and not isinstance(error, SoftenError):
                 weight = torch.as_tensor(product(run.frame._so_weight)).detach()
                 error.add_note(f"raised on a soft path of weight {weight.max().item():.3g} of {self!r}")
             raise
@@ -150,7 +150,7 @@ class Softened:
 
     def _so_outcomes(
         self, caller: Expressions, args: tuple, kwargs: dict, shared: Sequence[Any]
-    ) -> list[tuple[Weight, Any]]:
+    ) -> list[tuple[Weight | None, Any]]:
         """What a call from another softened function may give, with weights: a value, and what became of ``shared``."""
         if caller.depth >= DEPTH:
             raise cannot(
@@ -179,7 +179,7 @@ class Bound:
 
     def _so_outcomes(
         self, caller: Expressions, args: tuple, kwargs: dict, shared: Sequence[Any]
-    ) -> list[tuple[Weight, Any]]:
+    ) -> list[tuple[Weight | None, Any]]:
         return self._softened._so_outcomes(caller, (self._instance, *args), kwargs, shared)
 
 

@@ -62,7 +62,7 @@ class Expressions:
     def replaying(self) -> bool:
         raise NotImplementedError
 
-    def choose(self, outcomes: Sequence[tuple[Weight, Any]]) -> Any:
+    def choose(self, outcomes: Sequence[tuple[Weight | None, Any]]) -> Any:
         raise NotImplementedError
 
     # --- truth --------------------------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ class Expressions:
 
     def either(self, condition: SoftBool, yes: Any, no: Any) -> Any:
         """The mean of two numbers or tuples of numbers; of other values one, each in a world of its own."""
-        weights = [(side,) for side in sides(condition.p, condition.dtype)]
+        weights = [Weight(None, side) for side in sides(condition.p, condition.dtype)]
         forms = [Form(aliases=False), Form(aliases=False)]
         same = forms[0].of(yes) == forms[1].of(no) and all(map(fits, forms[0].shapes, forms[1].shapes))
         if same and frozen(yes) and frozen(no):  # two lists are two objects, also where they hold the same

@@ -64,7 +64,7 @@ class Frame:
 
     __slots__ = ("__dict__", "_so_mass", "_so_script", "_so_weight")
 
-    def __init__(self, variables: dict[str, Any], weight: Weight = (), mass: Mass = 1.0) -> None:
+    def __init__(self, variables: dict[str, Any], weight: Weight | None = None, mass: Mass = 1.0) -> None:
         self.__dict__ = variables
         self._so_weight, self._so_mass = weight, mass
         self._so_script: tuple[Any, ...] = ()  # the outcomes of choices that the statement made before the fork

@@ -18,7 +18,7 @@ from ..control._guard import forward_mode
 from ..control._trees import add, lead, mix
 from .frames import MUTABLE, Form, Frame, scalar
 from .values import SoftBool, numpy_bool, real, soft
-from .weights import Factor, Mass, Weight, common, heaviest, product, times, twins
+from .weights import Factor, Mass, Weight, common, heaviest, meeting, product, times, twins
 
 first = itemgetter(0)
 
@@ -47,22 +47,23 @@ def is_one(total: Tensor) -> bool:
 class Mean:
     """The weighted mean over the worlds with these weights."""
 
-    def __init__(self, weights: Sequence[Weight]) -> None:
-        self.dtype = next(factor.dtype for weight in weights for factor in weight)
+    def __init__(self, weights: Sequence[Weight | None]) -> None:
+        self.dtype = next(weight.factor.dtype for weight in weights if weight is not None)
         self.p: Tensor | None = None
         self._parts: list[Tensor] = []
         if len(weights) == 2 and twins(*weights):
-            self.weight, self.p = weights[0][:-1], weights[0][-1].value
+            self.weight, self.p = weights[0].parent, weights[0].factor.value  # type: ignore[union-attr]
             return
         shared = common(weights)
-        parts = [torch.as_tensor(product(weight[shared:])) for weight in weights]
+        parts = [torch.as_tensor(product(weight, shared)) for weight in weights]
         wide = max(parts, key=lambda part: part.ndim)
         parts = [lead(part, wide, "condition") for part in parts]
-        self.masses, self.total = parts, reduce(torch.add, parts)
-        self.weight = weights[0][:shared]
+        with torch.enable_grad():
+            self.masses, self.total = parts, reduce(torch.add, parts)
+        self.weight = shared
         # all of the mass that forked there: a factor 1, also in its derivatives
         if not is_one(self.total):
-            self.weight = (*self.weight, Factor(self.total, self.dtype))
+            self.weight = Weight(shared, Factor(self.total, self.dtype))
 
     def parts(self) -> list[Tensor]:
         """The weights, which sum to 1; where there is nothing to average they are not needed."""
@@ -164,17 +165,22 @@ def merged(worlds: Sequence[Frame], *, aliases: bool, integers: bool = False) ->
 
 
 def unite(group: list[Frame]) -> Frame:
-    """One world of several: those that are two sides of one decision first."""
-    while len(group) > 1:
-        pair = next(
-            ((i, j) for j in range(1, len(group)) for i in range(j) if twins(group[i]._so_weight, group[j]._so_weight)),
-            None,
-        )
-        if pair is None:
-            return mean_of(group)
-        i, j = pair
-        group = [mean_of([group[i], group[j]]), *(w for k, w in enumerate(group) if k not in pair)]
-    return group[0]
+    """One world of several: those that are two sides of one decision first, and so on back."""
+    waiting: dict[Any, Frame] = {}
+    alone: list[Frame] = []
+    for world in group:
+        key = meeting(world._so_weight)
+        while key in waiting and twins(world._so_weight, waiting[key]._so_weight):
+            other = waiting.pop(key)
+            first_side = world._so_weight.factor.first  # type: ignore[union-attr]
+            world = mean_of([world, other] if first_side else [other, world])
+            key = meeting(world._so_weight)
+        if key is None or key in waiting:
+            alone.append(world)
+        else:
+            waiting[key] = world
+    rest = [*waiting.values(), *alone]
+    return rest[0] if len(rest) == 1 else mean_of(rest)
 
 
 def mean_of(group: list[Frame]) -> Frame:

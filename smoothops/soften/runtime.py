@@ -23,7 +23,7 @@ from .frames import Frame, copied
 from .iteration import VIEWS, Entries, Enumerated, Fixed, Reversed, Zipped, at, has, view
 from .merging import merged
 from .values import SoftBool, logistic_eps, truth
-from .weights import ROUNDING, Mass, Weight, absent, carried, heaviest, negligible, outlook, sides
+from .weights import ROUNDING, Mass, Weight, absent, carried, factors, grafted, heaviest, negligible, outlook, sides
 
 
 def result(world: Frame, value: Any) -> Frame:
@@ -61,11 +61,11 @@ class Loop:
 GIVEN = "<given>"  # the variable of a nested call that holds what its caller handed over
 
 
-def weigh(world: Frame, weight: Weight, mass: Mass, more: Weight) -> None:
-    """A world of ``weight`` behind the further factors ``more``."""
-    for factor in more:
+def weigh(world: Frame, weight: Weight | None, mass: Mass, more: Weight | None, known: dict[int, Weight]) -> None:
+    """A world of ``weight`` behind the further decisions ``more``."""
+    for factor in factors(more):
         mass = carried(mass, factor.value)
-    world._so_weight, world._so_mass = weight + more, mass
+    world._so_weight, world._so_mass = grafted(more, weight, known), mass
 
 
 class Options(NamedTuple):
@@ -86,8 +86,8 @@ class Run(Expressions):
         self.eps = logistic_eps(options.smoothing)
         self.smoothing, self.max_iter, self.max_worlds, self.aliases, _ = options
         self.depth = 0 if caller is None else caller.depth + 1
-        frame = Frame(variables, (), 1.0 if caller is None else caller.frame._so_mass)
-        self.partial = caller is not None and (caller.partial or bool(caller.frame._so_weight))
+        frame = Frame(variables, None, 1.0 if caller is None else caller.frame._so_mass)
+        self.partial = caller is not None and (caller.partial or caller.frame._so_weight is not None)
         self.running = [frame]
         self.frame = frame  # the world in which a statement runs just now
         self.branches: list[bool | tuple[list[Frame], list[Frame], bool]] = []
@@ -108,9 +108,9 @@ class Run(Expressions):
         """The running worlds one by one; one whose statement makes a choice forks, and its forks come behind them."""
         self.compared = {}
         running = self.running
-        if len(running) == 1 and not running[0]._so_weight:
+        if len(running) == 1 and running[0]._so_weight is None:
             return running
-        if any(world._so_weight and not isinstance(world._so_mass, float) for world in running):
+        if any(world._so_weight is not None and not isinstance(world._so_mass, float) for world in running):
             return self.guarded(running)
         return running
 
@@ -129,7 +129,7 @@ class Run(Expressions):
     def step(self) -> Iterable[Frame]:
         """The running worlds for a statement of one outcome; one world of weight 1 costs next to nothing."""
         running = self.running
-        if len(running) == 1 and not running[0]._so_weight:
+        if len(running) == 1 and running[0]._so_weight is None:
             self.frame, self.compared = running[0], {}
             return running
         return self.one_by_one()
@@ -143,7 +143,7 @@ class Run(Expressions):
         """Whether the next choice of this statement is made already."""
         return self.at < len(self.script)
 
-    def choose(self, outcomes: Sequence[tuple[Weight, Any]]) -> Any:
+    def choose(self, outcomes: Sequence[tuple[Weight | None, Any]]) -> Any:
         """One of several outcomes of an expression; the statement runs again for the others, each with its weight."""
         if self.replaying():
             self.at += 1
@@ -153,14 +153,15 @@ class Run(Expressions):
                 "a variable or item is changed and a soft choice is made in one statement; make it two statements"
             )
         weight, mass = self.frame._so_weight, self.frame._so_mass
+        known: dict[int, Weight] = {}
         for more, value in outcomes[1:]:
             memo: dict[Any, Any] = {}
             fork = self.frame._so_fork(memo)
-            weigh(fork, weight, mass, more)
+            weigh(fork, weight, mass, more, known)
             # a list among the outcomes of this statement is the fork's own, with its aliases
             fork._so_script = tuple(copied(v, memo) for v in (*self.script, value))
             self.running.append(fork)
-        weigh(self.frame, weight, mass, outcomes[0][0])
+        weigh(self.frame, weight, mass, outcomes[0][0], known)
         self.script = (*self.script, outcomes[0][1])
         self.at += 1
         return outcomes[0][1]
@@ -199,7 +200,7 @@ class Run(Expressions):
         taken = taken[: 1 if negligible(taken[1][1]) else 2]
         worlds = [frame, *(frame._so_fork() for _ in taken[1:])]
         for world, (factor, mass, to) in zip(worlds, taken, strict=False):
-            world._so_weight, world._so_mass = (*weight, factor), mass
+            world._so_weight, world._so_mass = Weight(weight, factor), mass
             to.append(world)
 
     # where one world meets a bool of Python, the branch is that bool, and the running worlds stay as they are
