@@ -26,7 +26,6 @@ AT_DECORATION = {
     "an item of a global": ("TOTAL[0] = x", "an item of TOTAL, which is no local variable"),
     "a method of a global": ("TOTAL.append(x)", r"TOTAL.append\(\) changes what is no local variable"),
     "try": ("try:\n        x = 1\n    except ValueError:\n        pass", "an exception has no weight"),
-    "match": ("match x:\n        case 1:\n            pass", "write if, elif, else"),
     "an inner function": ("def inner():\n        return x", "define it outside"),
     "a kept lambda": ("y = lambda v: v + x", "a lambda that is kept"),
     "a kept generator expression": ("y = (v for v in x)", "a generator expression that is kept"),
@@ -77,6 +76,11 @@ def test_what_is_no_function() -> None:
     exec("def f(x): return x", namespace)
     with pytest.raises(SoftenError, match="source of f cannot be read"):
         soft(namespace["f"])
+
+
+def test_patterns_are_refused() -> None:
+    with pytest.raises(SoftenError, match=r"<program 0>:4: program: case takes values"):
+        soft(define("match x:\n        case [a, b]:\n            z = a"))
 
 
 AT_CALL = {

@@ -234,6 +234,39 @@ def a_kept_function_reads_late(x):
     return kept[0]()
 
 
+@case(0.3, -0.2)
+def match_on_values(x, y):
+    state, n = "low", 0
+    for z in (x, y, 0.4):
+        match state:
+            case "low" | "start" if z > 0:
+                state = "high"
+            case "low":
+                n += 1
+                if z > 1:
+                    break
+            case None:
+                return "none"
+            case other if n > 5:
+                state = other
+            case other:
+                state = None if z > 0.2 else "low"
+                n += len(other)
+    return state, n, 1 if n > 3 else 2
+
+
+@case(0.3)
+def match_on_a_number(x):
+    match x:
+        case 0.0:
+            y = 1
+        case 0.5 | 1.0:
+            y = 2
+        case _:
+            y = 3
+    return y
+
+
 @case(0.3)
 def contexts(x):
     context = torch.no_grad()

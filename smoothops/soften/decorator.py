@@ -278,7 +278,7 @@ def soften(
         smoothing: of each comparison; a number eps means Entropy(eps). max_iter: bound of soft loops.
         max_worlds: how many worlds of different discrete state are kept, the heaviest, with a warning.
 
-    Returns: the function, on copies of its arguments; ``.hard(...)`` runs it under Hard(), ``.worlds(...)`` returns
+    Returns: the function, on copies of its arguments; ``.hard(...)`` runs it as written, ``.worlds(...)`` returns
     the outcomes apart, ``.source`` is the generated code. Raises: SoftenError, a ValueError, by line and reason.
     Complexity: each statement once a world. Source: Petersen et al. 2021, "Learning with algorithmic supervision".
 

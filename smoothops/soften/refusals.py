@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 
 from .errors import refused
+from .matching import UNSUPPORTED, values_only
 from .names import COMPREHENSIONS, Scope
 
 STATEMENTS: dict[type[ast.AST], str] = {
     ast.Global: "a global variable would be written outside of the worlds; pass it as an argument and return it",
     ast.Nonlocal: "a variable of an outer function would be written outside of the worlds; pass and return it",
     ast.Try: "try cannot be softened: an exception has no weight; test the condition with if",
-    ast.Match: "match is not supported; write if, elif, else",
     ast.FunctionDef: "a function inside of a softened one is not supported; define it outside, softened if it branches",
     ast.ClassDef: "a class inside of a softened function is not supported; define it outside",
     ast.AsyncFunctionDef: "async cannot be softened",
@@ -36,7 +36,7 @@ def check(function: ast.FunctionDef, scope: Scope, filename: str) -> None:
     for node in ast.walk(function):
         reason = None if node is function else reason_of(node, scope)
         if reason is not None:
-            place = node.context_expr if isinstance(node, ast.withitem) else node
+            place = getattr(node, "context_expr", None) or getattr(node, "pattern", None) or node
             raise refused(filename, getattr(place, "lineno", function.lineno), f"{function.name}: {reason}")
     used_as_arguments = {
         id(arg)
@@ -59,6 +59,8 @@ def reason_of(node: ast.AST, scope: Scope) -> str | None:
         return reason
     if (isinstance(node, ast.Name) and node.id.startswith("_so")) or (isinstance(node, ast.Name) and node.id == "_w"):
         return f"the name {node.id} is used by the generated code; choose another"
+    if isinstance(node, ast.match_case) and not values_only(node.pattern):
+        return UNSUPPORTED
     if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
         return f"the attribute .{node.attr} of an object would be written in all worlds; use a local variable"
     if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):

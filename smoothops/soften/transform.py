@@ -25,6 +25,7 @@ import ast
 import copy
 from typing import Any
 
+from .matching import Matches
 from .names import Scope
 from .refusals import check
 from .rewriting import OPERATORS, Expression, as_value, placed, run_call
@@ -32,8 +33,9 @@ from .rewriting import OPERATORS, Expression, as_value, placed, run_call
 
 def transformed(function: ast.FunctionDef, filename: str, globals_: dict[str, Any]) -> ast.FunctionDef:
     """The definition of the run, a function of ``_so``."""
+    check(function, Scope(function), filename)
+    function = Matches().visit(function)
     scope = Scope(function)
-    check(function, scope, filename)
     maker = Transformer(scope, globals_)
     body = maker.block(function.body)
     arguments = ast.arguments([], [ast.arg("_so")], None, [], [], None, [])
