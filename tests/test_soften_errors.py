@@ -26,8 +26,7 @@ AT_DECORATION = {
     "an item of a global": ("TOTAL[0] = x", "an item of TOTAL, which is no local variable"),
     "a method of a global": ("TOTAL.append(x)", r"TOTAL.append\(\) changes what is no local variable"),
     "try": ("try:\n        x = 1\n    except ValueError:\n        pass", "an exception has no weight"),
-    "an inner function": ("def inner():\n        return x", "define it outside"),
-    "a kept lambda": ("y = lambda v: v + x", "a lambda that is kept"),
+    "an inner function": ("def inner():\n        y = x\n        return y", "may only return an expression"),
     "a kept generator expression": ("y = (v for v in x)", "a generator expression that is kept"),
     "an attribute": ("x.value = 1", "the attribute .value of an object"),
     "locals()": ("y = locals()", "reaches around the local variables"),
@@ -122,6 +121,10 @@ AT_CALL = {
         "y = iter([1, 2])\n    if x > 0:\n        z = 1\n    for v in y:\n        z = v", "6", "make a list of it"
     ),
     "several lines": ("y = [\n        1,\n        int(\n        x),\n    ]", "5", "an integer is discrete"),
+    "a returned lambda": ("y = lambda: x\n    return [y]", "4", "would outlive the worlds"),
+    "a choice while a loop reads": (
+        "for y in map(lambda v: 'a' if v > 0 else 'b', [x, x]):\n        z = y", "3", "make a list of it first"
+    ),
     "suppress": ("with SUPPRESS(KeyError):\n        raise KeyError", "", "a context that suppresses exceptions"),
     "a context of a world": (
         "if x > 0:\n        z = 1\n    with CONTEXT(z):\n        z = z + 1", "5", "may differ between soft paths"

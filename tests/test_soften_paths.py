@@ -282,6 +282,34 @@ def contexts(x):
 
 
 @case(0.3)
+def inner_functions(x):
+    scale = 1
+
+    def scaled(v, power=2):
+        """Reads scale when it is called."""
+        return scale * v**power
+
+    def larger(u, v):
+        return "u" if u > v else "v"
+
+    kept = lambda v: v + scale  # noqa: E731
+    if x > 0.5:
+        scale = 3
+    return scaled(2), scaled(2, power=1), kept(1), larger(x, 0.1)
+
+
+@case(0.3, -0.2)
+def generator_expressions(x, y):
+    n = 0
+    for i, s in enumerate("a" if v > 0 else "b" for v in (x, y)):
+        if s == "a":
+            n += 1 + i
+    for s in ("a" if v > 0 else "b" for v in (x, y)):
+        n += 10 * (s == "a")
+    return n
+
+
+@case(0.3)
 def named_expressions(x):
     n = 0
     while (y := x - n) > 0 and n < 3:

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from types import CodeType
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -19,7 +20,7 @@ from ..control._guard import guarded
 from ..smoothing import SmoothingLike
 from .errors import cannot, here
 from .expressions import Expressions
-from .frames import Frame, copied
+from .frames import ATOMS, MUTABLE, Frame, copied
 from .iteration import VIEWS, Entries, Enumerated, Fixed, Reversed, Zipped, at, has, view
 from .merging import merged
 from .values import SoftBool, logistic_eps, truth
@@ -31,6 +32,16 @@ def result(world: Frame, value: Any) -> Frame:
     given = world.__dict__.get(GIVEN)
     kept = {"value": value} if given is None else {"value": value, GIVEN: given}
     return Frame(kept, world._so_weight, world._so_mass)
+
+
+def of_worlds(value: Any) -> bool:
+    """Whether a value holds a lambda or generator expression of the program, which reads the present world."""
+    code = getattr(value, "__code__", None) or getattr(value, "gi_code", None)
+    if isinstance(code, CodeType):
+        return "_w" in code.co_freevars
+    if isinstance(value, (*MUTABLE, tuple)):
+        return any(map(of_worlds, value.values() if isinstance(value, dict) else value))
+    return False
 
 
 class Context:
@@ -101,6 +112,7 @@ class Run(Expressions):
         self.at = 0
         self.changed = False
         self.outside = list(options.outside)
+        self.choosing = False  # whether the present statement may go on in several worlds
 
     # --- statements ---------------------------------------------------------------------------------------------------
 
@@ -124,19 +136,19 @@ class Run(Expressions):
     def begin(self, world: Frame) -> None:
         """The statement of ``each`` in one world, with the choices that are made already in a fork."""
         self.frame, self.script, world._so_script = world, world._so_script, ()
-        self.at, self.changed = 0, False
+        self.at, self.changed, self.choosing = 0, False, True
 
     def step(self) -> Iterable[Frame]:
         """The running worlds for a statement of one outcome; one world of weight 1 costs next to nothing."""
         running = self.running
         if len(running) == 1 and running[0]._so_weight is None:
-            self.frame, self.compared = running[0], {}
+            self.frame, self.compared, self.choosing = running[0], {}, False
             return running
         return self.one_by_one()
 
     def one_by_one(self) -> Iterator[Frame]:
         for world in self.each():
-            self.frame = world
+            self.frame, self.choosing = world, False
             yield world
 
     def replaying(self) -> bool:
@@ -148,6 +160,10 @@ class Run(Expressions):
         if self.replaying():
             self.at += 1
             return self.script[self.at - 1]
+        if len(outcomes) > 1 and not self.choosing:
+            raise cannot(
+                "a function that is handed on makes a soft choice where none can be made; make a list of it first"
+            )
         if len(outcomes) > 1 and self.changed:
             raise cannot(
                 "a variable or item is changed and a soft choice is made in one statement; make it two statements"
@@ -354,6 +370,7 @@ class Run(Expressions):
         """The next iteration of a for loop, for the worlds that have one; ``name``: of a target that is a variable."""
         loop = self.loops[-1]
         loop.position += 1
+        self.choosing = False
         i, running = loop.position, self.running
         if len(running) == 1:
             variables = running[0].__dict__
@@ -406,6 +423,8 @@ class Run(Expressions):
 
     def give(self, value: Any) -> None:
         """What the present world returns; nothing else of it is kept."""
+        if not isinstance(value, ATOMS) and of_worlds(value):
+            raise cannot("a function made here would outlive the worlds whose variables it reads; return what it gives")
         self.returned.append(result(self.frame, value))
 
     def return_(self) -> None:

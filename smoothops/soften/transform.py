@@ -25,7 +25,7 @@ import ast
 import copy
 from typing import Any
 
-from .matching import Matches
+from .desugaring import Desugared
 from .names import Scope
 from .refusals import check
 from .rewriting import OPERATORS, Expression, as_value, placed, run_call
@@ -34,7 +34,8 @@ from .rewriting import OPERATORS, Expression, as_value, placed, run_call
 def transformed(function: ast.FunctionDef, filename: str, globals_: dict[str, Any]) -> ast.FunctionDef:
     """The definition of the run, a function of ``_so``."""
     check(function, Scope(function), filename)
-    function = Matches().visit(function)
+    plainer = Desugared()
+    function.body = [new for statement in function.body for new in plainer.several(statement)]
     scope = Scope(function)
     maker = Transformer(scope, globals_)
     body = maker.block(function.body)
@@ -223,6 +224,8 @@ class Transformer:
 
     def iterable(self, node: ast.expr) -> ast.expr:
         """What a loop goes through: enumerate, zip, reversed and the entries of dicts as views of what they read."""
+        if isinstance(node, ast.GeneratorExp):  # what it decides, it decides before the loop
+            node = ast.copy_location(ast.ListComp(node.elt, node.generators), node)
         if not isinstance(node, ast.Call):
             return self.expression(node)[0]
         maker = Expression(self.scope, self.globals)

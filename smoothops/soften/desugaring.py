@@ -1,4 +1,4 @@
-"""match statements on values -> if, elif, else, before anything else is rewritten.
+"""match statements on values -> if, elif, else; inner functions of one expression -> lambdas; before all else.
 
 match x:                    subject = x
     case 0 | 1: A           if subject == 0 or subject == 1: A
@@ -23,8 +23,15 @@ def values_only(pattern: ast.pattern) -> bool:
     return isinstance(pattern, ast.MatchValue | ast.MatchSingleton)
 
 
-class Matches(ast.NodeTransformer):
-    """Replaces match statements."""
+def expression_of(function: ast.FunctionDef) -> ast.expr | None:
+    """What a function returns, where that is all it does."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    single = len(body) == 1 and isinstance(body[0], ast.Return) and not function.decorator_list
+    return (body[0].value or ast.Constant(None)) if single else None  # type: ignore[attr-defined]
+
+
+class Desugared(ast.NodeTransformer):
+    """Replaces match statements and inner functions."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -39,26 +46,37 @@ class Matches(ast.NodeTransformer):
             captured = case.pattern.name if isinstance(case.pattern, ast.MatchAs) else None
             if captured is not None:
                 bind: ast.stmt = ast.Assign([ast.Name(captured, ast.Store())], ast.Name(name, ast.Load()))
-                if case.guard is not None:  # the name is bound before the guard is asked, also where that says no
-                    rest = [bind, ast.If(case.guard, body, rest)]
-                else:
-                    rest = [bind, *body]
+                # the name is bound before the guard is asked, also where that says no
+                rest = [bind, *(body if case.guard is None else [ast.If(case.guard, body, rest)])]
                 continue
             test = condition(case.pattern, name)
             if case.guard is not None:
                 test = case.guard if test is None else ast.BoolOp(ast.And(), [test, case.guard])
             rest = body if test is None else [ast.If(test, body, rest)]
-        made = [first, *(rest or [ast.Pass()])]
-        for new in made:
-            for child in ast.walk(new):
-                if isinstance(child, ast.expr | ast.stmt) and not hasattr(child, "lineno"):
-                    child.lineno = child.end_lineno = node.lineno
-                    child.col_offset = child.end_col_offset = node.col_offset
-        return made
+        return placed([first, *(rest or [ast.Pass()])], node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.stmt:
+        value = expression_of(node)
+        assert value is not None
+        for argument in ast.walk(node.args):
+            if isinstance(argument, ast.arg):
+                argument.annotation = None
+        function = ast.Lambda(node.args, self.visit(value))
+        return placed([ast.Assign([ast.Name(node.name, ast.Store())], function)], node)[0]
 
     def several(self, statement: ast.stmt) -> list[ast.stmt]:
         new = self.visit(statement)
         return new if isinstance(new, list) else [new]
+
+
+def placed(statements: list[ast.stmt], where: ast.stmt) -> list[ast.stmt]:
+    """The statements, on the line of another one where they have none."""
+    for new in statements:
+        for child in ast.walk(new):
+            if isinstance(child, ast.expr | ast.stmt) and not hasattr(child, "lineno"):
+                child.lineno = child.end_lineno = where.lineno
+                child.col_offset = child.end_col_offset = where.col_offset
+    return statements
 
 
 def condition(pattern: ast.pattern, name: str) -> ast.expr | None:
