@@ -22,8 +22,9 @@ from .frames import Frame, copied, mapped
 from .merging import merged
 from .names import writes
 from .original import AS_WRITTEN, NotPython, as_written, on_tensors, runs_on_tensors
+from .outcomes import GIVEN
 from .purity import Purity
-from .runtime import GIVEN, Options, Run
+from .runtime import Options, Run
 from .transform import transformed, with_type_parameters
 from .values import SoftBool
 from .weights import Weight, heaviest, product

@@ -11,7 +11,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from types import CodeType
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -20,63 +19,12 @@ from ..control._guard import guarded
 from ..smoothing import SmoothingLike
 from .errors import cannot, here
 from .expressions import Expressions
-from .frames import ATOMS, MUTABLE, Frame, copied
+from .frames import ATOMS, Frame, copied
 from .iteration import VIEWS, Entries, Enumerated, Fixed, Reversed, Zipped, at, has, view
 from .merging import merged
+from .outcomes import Context, Loop, of_worlds, result, weigh
 from .values import SoftBool, logistic_eps, truth
-from .weights import ROUNDING, Mass, Weight, absent, carried, factors, grafted, heaviest, negligible, outlook, sides
-
-
-def result(world: Frame, value: Any) -> Frame:
-    """What is kept of a world that returns."""
-    given = world.__dict__.get(GIVEN)
-    kept = {"value": value} if given is None else {"value": value, GIVEN: given}
-    return Frame(kept, world._so_weight, world._so_mass)
-
-
-def of_worlds(value: Any) -> bool:
-    """Whether a value holds a lambda or generator expression of the program, which reads the present world."""
-    code = getattr(value, "__code__", None) or getattr(value, "gi_code", None)
-    if isinstance(code, CodeType):
-        return "_w" in code.co_freevars
-    if isinstance(value, (*MUTABLE, tuple)):
-        return any(map(of_worlds, value.values() if isinstance(value, dict) else value))
-    return False
-
-
-class Context:
-    """A context that may end a block only as the block ends."""
-
-    def __init__(self, context: Any) -> None:
-        self.context = context
-
-    def __enter__(self) -> None:
-        self.context.__enter__()
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self.context.__exit__(kind, error, trace) and error is not None:
-            raise cannot("a context that suppresses exceptions is a try, and an exception has no weight") from error
-
-
-class Loop:
-    """Where the worlds of one loop went, and how far it is."""
-
-    def __init__(self, mass: float) -> None:
-        self.exits: list[Frame] = []
-        self.breaks: list[Frame] = []
-        self.continued: list[Frame] = []
-        self.mass, self.position, self.counted, self.seen = mass, -1, 0, 0
-        self.tested = False  # whether a condition on tensors decided on this iteration
-
-
-GIVEN = "<given>"  # the variable of a nested call that holds what its caller handed over
-
-
-def weigh(world: Frame, weight: Weight | None, mass: Mass, more: Weight | None, known: dict[int, Weight]) -> None:
-    """A world of ``weight`` behind the further decisions ``more``."""
-    for factor in factors(more):
-        mass = carried(mass, factor.value)
-    world._so_weight, world._so_mass = grafted(more, weight, known), mass
+from .weights import ROUNDING, Weight, absent, heaviest, negligible, outlook, sides
 
 
 class Options(NamedTuple):
