@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import linecache
 import traceback
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.overrides import _get_current_function_mode_stack
@@ -22,9 +26,7 @@ AT_DECORATION = {
     "an item of a global": ("TOTAL[0] = x", "an item of TOTAL, which is no local variable"),
     "a method of a global": ("TOTAL.append(x)", r"TOTAL.append\(\) changes what is no local variable"),
     "try": ("try:\n        x = 1\n    except ValueError:\n        pass", "an exception has no weight"),
-    "match": ("match x:\n        case 1:\n            pass", "write if, elif, else"),
-    "an inner function": ("def inner():\n        return x", "define it outside"),
-    "a kept lambda": ("y = lambda v: v + x", "a lambda that is kept"),
+    "an inner function": ("def inner():\n        y = x\n        return y", "may only return an expression"),
     "a kept generator expression": ("y = (v for v in x)", "a generator expression that is kept"),
     "an attribute": ("x.value = 1", "the attribute .value of an object"),
     "locals()": ("y = locals()", "reaches around the local variables"),
@@ -75,6 +77,11 @@ def test_what_is_no_function() -> None:
         soft(namespace["f"])
 
 
+def test_patterns_are_refused() -> None:
+    with pytest.raises(SoftenError, match=r"<program 0>:4: program: case takes values"):
+        soft(define("match x:\n        case [a, b]:\n            z = a"))
+
+
 AT_CALL = {
     "print": ("if x > 0:\n        print(x)", "4", "print cannot be softened"),
     "item": ("y = x.item()", "3", r".item\(\) takes the number out of its gradient"),
@@ -86,15 +93,42 @@ AT_CALL = {
     "assert": ("assert x > 0", "3", "assert on a tensor"),
     "a mask": ("y = [1.0, 2.0][x > 0]", "3", "a mask that depends on a tensor"),
     "a number as index": ("y = [1.0, 2.0][x * 1]", "3", "a soft index holds one weight for each item"),
-    "key=": ("y = max([x, x], key=abs)", "3", "with key= on tensors"),
-    "sort by key": ("y = sorted([x, x], key=abs)", "3", "sorting tensors by key="),
+    "sort by key": ("y = sorted([x, x], key=abs)", "3", "sorting by key= on tensors"),
     "index": ("y = [x, x].index(x)", "3", "its answer would be soft"),
     "a look-up": ("y = x in {1.0: 2}", "3", "cannot be looked up in a dict"),
     "a view": (
         "t = x * TENSOR\n    row = t[0]\n    row[0] = 1", "5", "writes to a tensor that another variable is a view of"
     ),
     "dtype": ("y = LONG * 1\n    y[0] = x", "4", "a floating-point value is written to a tensor of dtype torch.int64"),
-    "an unused call": ("SOFT(x)", "3", "a call whose result is not used does nothing"),
+    "tuples": ("y = min([(x, 1), (x, 2)])", "3", "tuples that hold soft numbers"),
+    "order of tuples": ("y = (x, 1) < (x, 2)", "3", "compare the numbers one by one"),
+    "equal dicts": ("y = {1: x} == {1: x}", "3", "compare the numbers one by one"),
+    "a heap": ("HEAP([x], x)", "3", r"heapq.heappush\(\) compares tensors"),
+    "long of a number": ("y = x.long()", "3", "an integer is discrete"),
+    "out=": ("TORCH.neg(x, out=x)", "3", "changes a tensor in place"),
+    "in place by a function": ("TORCH.relu_(x)", "3", "changes a tensor in place"),
+    "in place on an array": ("y = ARRAY\n    y += 1", "4", "would change a ndarray for all worlds"),
+    "a list of the module": ("y = LIST\n    y.append(x)", "4", r"append\(\) changes LIST, which is no local variable"),
+    "a row of the module": ("for row in LIST[0]:\n        row[0] = x", "4", "changes LIST"),
+    "a list of an object": ("y = OBJECT.items\n    y[0] += x", "4", "changes .items"),
+    "print in and": ("x > 0 and print(x)", "3", "print cannot be softened"),
+    "append in and": ("y = [1]\n    x > 0 and y.append(1)", "4", "write an if statement"),
+    "a name in a soft part": ("y = 1 + ((z := 3) if x > 0 else 4)", "3", "write an if statement"),
+    "a change and a choice": ("y = [2]\n    y = [y.pop(), 'a' if x > 0 else 'b']", "4", "make it two statements"),
+    "a name and a choice": ("y = [(z := 1), 'a' if x > 0 else 'b']", "3", "make it two statements"),
+    "a function that changes": ("y = []\n    y = [CHANGE(y), 'a' if x > 0 else 'b']", "4", "make it two statements"),
+    "an iterator": (
+        "y = iter([1, 2])\n    if x > 0:\n        z = 1\n    for v in y:\n        z = v", "6", "make a list of it"
+    ),
+    "several lines": ("y = [\n        1,\n        int(\n        x),\n    ]", "5", "an integer is discrete"),
+    "a returned lambda": ("y = lambda: x\n    return [y]", "4", "would outlive the worlds"),
+    "a choice while a loop reads": (
+        "for y in map(lambda v: 'a' if v > 0 else 'b', [x, x]):\n        z = y", "3", "make a list of it first"
+    ),
+    "suppress": ("with SUPPRESS(KeyError):\n        raise KeyError", "", "a context that suppresses exceptions"),
+    "a context of a world": (
+        "if x > 0:\n        z = 1\n    with CONTEXT(z):\n        z = z + 1", "5", "may differ between soft paths"
+    ),
     "deep recursion": ("z = DEEP(x)", "", "80 calls deep"),
 }  # fmt: skip
 
@@ -115,7 +149,11 @@ def harmless(x):
 def test_refused_at_the_call(case: str) -> None:
     body, line, reason = AT_CALL[case]
     program = define(body, 1)
-    values = {"TENSOR": torch.ones(2, 2), "LONG": torch.ones(2).long(), "SOFT": harmless, "DEEP": deep}
+    values = {
+        "TENSOR": torch.ones(2, 2), "LONG": torch.ones(2).long(), "DEEP": deep, "HEAP": heapq.heappush, "TORCH": torch,
+        "ARRAY": np.zeros(2), "LIST": [[[1.0]]], "OBJECT": SimpleNamespace(items=[1.0]),
+        "CHANGE": lambda y: y.append(1), "SUPPRESS": contextlib.suppress, "CONTEXT": contextlib.nullcontext,
+    }  # fmt: skip
     program.__globals__.update(values)
     with pytest.raises(SoftenError, match=reason) as caught:
         soft(program)(X)

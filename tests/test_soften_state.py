@@ -287,3 +287,38 @@ def test_every_test_that_the_table_names_is_there() -> None:
     assert len(named) > 20
     there = {name for path in here.glob("test_soften*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
     assert named <= there, named - there
+
+
+@pytest.mark.parametrize(("chance", "value", "slope"), [(0.5, 1e-14, 2e-13), (0.95, 1e-12, 2e-11)])
+def test_long_loops_of_soft_exits(chance: float, value: float, slope: float) -> None:
+    """Weights are products in float64: the geometric law of the number of steps, to rounding."""
+
+    @so.soften(smoothing=1.0, max_iter=5000)
+    def waiting(x):
+        steps = 0.0
+        while x < 0:
+            steps = steps + 1.0
+        return steps
+
+    x = real(math.log((1 - chance) / chance)).requires_grad_()
+    found = waiting(x)
+    (gradient,) = torch.autograd.grad(found, x)
+    assert found.item() == pytest.approx(chance / (1 - chance), rel=value)
+    assert gradient.item() == pytest.approx(-chance / (1 - chance), rel=slope)
+
+
+def test_weights_do_not_lose_their_gradient_in_no_grad() -> None:
+    @soft
+    def f(x):
+        n = 0
+        with torch.no_grad():
+            if x > 0:
+                n = 1
+        if x > 1:
+            n = 2
+        return n
+
+    x = real(0.3).requires_grad_()
+    (gradient,) = torch.autograd.grad(f(x), x)
+    p, q = step(x.detach()), step(x.detach() - 1)
+    equal(gradient, (2 - p) * q * (1 - q) / EPS)

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import builtins
+import logging
 import math
+import operator
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
+from io import IOBase
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .. import elementwise
-from ..operators import amax, sort
+from .._axes import concrete
+from ..operators import amax, argmax, sort
 from .errors import cannot
-from .frames import MUTABLE
-from .values import number, soft
+from .frames import MUTABLE, holds_soft
+from .names import MUTATORS
+from .nested import handed, received
+from .values import number, soft, wide
+from .weights import ROUNDING, Factor, Weight
 
 if TYPE_CHECKING:
     from .expressions import Expressions
 
 Rule = Callable[["Expressions", tuple, dict], Any]
-MUTATORS = frozenset(
-    (
-        "append", "extend", "insert", "pop", "remove", "clear", "sort", "reverse", "update", "setdefault", "popitem",
-        "add", "discard", "appendleft", "popleft", "extendleft", "rotate",
-    )
-)  # fmt: skip
 LEAVES = frozenset(("item", "tolist", "numpy", "__float__", "__int__", "__bool__"))
+INTEGERS = frozenset(("long", "int", "short", "char", "byte", "bool"))
+# of tensors, with nothing to look at
+PLAIN_METHODS = frozenset(name for name in dir(Tensor) if name[0] != "_" and name[-1] != "_") - LEAVES - INTEGERS
+HARD_MODULES = frozenset(("heapq", "_heapq", "bisect", "_bisect", "statistics"))
 EFFECTS = (builtins.print, builtins.input, builtins.open, builtins.exec, builtins.eval)
 ELEMENTARY = {
     getattr(math, name): getattr(torch, name)
@@ -40,23 +46,64 @@ ELEMENTARY = {
 
 def call(run: Expressions, f: Any, args: tuple, kwargs: dict) -> Any:
     """f(*args, **kwargs) in the present world."""
+    owner = getattr(f, "__self__", None)
+    if type(owner) is Tensor and f.__name__ in PLAIN_METHODS and not kwargs:
+        return f(*args)
+    if type(f) is partial:
+        f, args, kwargs = f.func, (*f.args, *args), {**f.keywords, **kwargs}
+        owner = getattr(f, "__self__", None)
+    if type(f) is MethodType and hasattr(f.__func__, "_so_outcomes"):  # a softened class method
+        f, args = f.__func__, (owner, *args)
     nested = getattr(f, "_so_outcomes", None)
     if nested is not None:
-        return run.choose(nested(run, args, kwargs))
-    owner = getattr(f, "__self__", None)
+        shared = handed(args, kwargs)
+        outcomes = () if run.replaying() else nested(run, args, kwargs, shared)
+        return received(run, shared, *run.choose(outcomes))
     if owner is not None and not callable(owner) and type(owner).__name__ != "module":
         return method(run, owner, f, args, kwargs)
-    try:
-        rule = RULES.get(f)
-    except TypeError:  # what cannot be hashed has no rule
-        rule = None
+    rule = rule_of(f)
     if rule is not None:
         return rule(run, args, kwargs)
-    if f in EFFECTS and (run.partial or run.frame._so_weight):
-        raise cannot(f"{f.__name__} cannot be softened: this line has a weight below 1; move it out of soft branches")
-    if f in ELEMENTARY and any(map(soft, args)):
+    if any(map(soft, args)) and f in ELEMENTARY:
         return ELEMENTARY[f](*tensors_of(args))
+    return foreign(run, f, args, kwargs)
+
+
+def rule_of(f: Any) -> Rule | None:
+    try:
+        return RULES.get(f)
+    except TypeError:  # what cannot be hashed has no rule
+        return None
+
+
+def foreign(run: Expressions, f: Any, args: tuple, kwargs: dict) -> Any:
+    """A call of what is not softened, where it does nothing that cannot be softened."""
+    name, module = getattr(f, "__name__", ""), getattr(f, "__module__", None) or ""
+    partial_weight = run.partial or run.frame._so_weight is not None
+    if partial_weight and (f in EFFECTS or module in ("logging", "warnings")):
+        raise cannot(f"{name} cannot be softened: this line has a weight below 1; move it out of soft branches")
+    if module in HARD_MODULES and any(soft(x) or holds_soft(x) for x in args):
+        raise cannot(
+            f"{module.lstrip('_')}.{name}() compares tensors and would decide hard; write the comparisons as code"
+        )
+    writes = name[-1:] == "_" and name[-2:] != "__" and args and isinstance(args[0], Tensor)
+    if writes or isinstance(kwargs.get("out"), Tensor) or kwargs.get("inplace") is True:
+        raise cannot(f"{name}() changes a tensor in place; use what it returns without out=, inplace= or the last _")
+    if isinstance(f, FunctionType) and any(isinstance(x, MUTABLE) for x in args):
+        run.changed = run.changed or f.__code__.co_filename != torch_file(f)
+    # builtins that are handed on, as in functools.reduce(max, xs)
+    args = tuple(softened(run, x) if type(x) is BuiltinFunctionType else x for x in args)
     return f(*args, **kwargs)
+
+
+def softened(run: Expressions, f: Any) -> Any:
+    rule = rule_of(f)
+    return f if rule is None else lambda *args, **kwargs: rule(run, args, kwargs)
+
+
+def torch_file(f: Any) -> str:
+    """The file of a function of torch, which changes no list that it is given."""
+    return f.__code__.co_filename if (f.__module__ or "").partition(".")[0] in ("torch", "smoothops") else ""
 
 
 def method(run: Expressions, owner: Any, f: Any, args: tuple, kwargs: dict) -> Any:
@@ -64,16 +111,21 @@ def method(run: Expressions, owner: Any, f: Any, args: tuple, kwargs: dict) -> A
     if isinstance(owner, Tensor):
         if name.endswith("_") and not name.endswith("__"):
             raise cannot(f".{name}() changes a tensor in place; write x = x.{name[:-1]}(...)")
+        if name in INTEGERS and owner.is_floating_point():
+            raise cannot(f".{name}() of a soft number: an integer is discrete and has no gradient; use so.round")
         if name in LEAVES and owner.is_floating_point():
             raise cannot(f".{name}() takes the number out of its gradient and of its world; use the tensor itself")
         return f(*args, **kwargs)
     if isinstance(owner, MUTABLE) and name in MUTATORS:
+        run.owned(owner, f"{name}()")
         run.changed = True
-        if name == "sort" and isinstance(owner, list) and any(map(soft, owner)):
+        if name == "sort" and isinstance(owner, list):
             owner[:] = ordered(run, (owner,), kwargs)
             return None
     if isinstance(owner, list | tuple) and name in ("index", "count", "remove") and any(map(soft, (*owner, *args))):
         raise cannot(f".{name}() compares tensors, and its answer would be soft; write a loop with ==")
+    if isinstance(owner, IOBase | logging.Logger) and (run.partial or run.frame._so_weight is not None):
+        raise cannot(f".{name}() cannot be softened: this line has a weight below 1; move it out of soft branches")
     return f(*args, **kwargs)
 
 
@@ -89,14 +141,41 @@ def extreme(plain: Callable[..., Any], sign: float) -> Rule:
         if len(args) == 1 and not isinstance(args[0], Tensor):
             args = (list(args[0]),)
         items = items_of(args) if args else []
+        if kwargs.get("key") is not None and items:
+            return chosen(run, plain, sign, items, kwargs["key"])
         if not any(map(soft, items)):
+            refuse_tuples(plain.__name__, items)
             return plain(*args, **kwargs)
-        if kwargs.get("key") is not None:
-            raise cannot(f"{plain.__name__} with key= on tensors would return one of the items softly; use so.argmax")
         columns = torch.broadcast_tensors(*tensors_of(items))
         return sign * amax(sign * torch.stack(columns, -1), -1, smoothing=run.smoothing)
 
     return rule
+
+
+def chosen(run: Expressions, plain: Callable[..., Any], sign: float, items: list[Any], key: Any) -> Any:
+    """The item of the largest key: each in a world of its own, by the weights of so.argmax."""
+    keys = [call(run, key, (item,), {}) for item in items]
+    if not any(map(soft, keys)):
+        refuse_tuples(plain.__name__, keys)
+        return items[plain(range(len(keys)), key=keys.__getitem__)]
+    stacked = torch.stack(torch.broadcast_tensors(*tensors_of(keys)))
+    if stacked.ndim != 1:
+        raise cannot(
+            f"{plain.__name__} with key= takes numbers as keys, got tensors of shape {tuple(stacked.shape[1:])}"
+        )
+    weights = argmax(sign * wide(stacked), 0, smoothing=run.smoothing).unbind(0)
+    possible = [i for i, w in enumerate(weights) if not concrete(w) or w >= ROUNDING]
+    if len(possible) == 1:
+        return items[possible[0]]
+    return run.choose([(Weight(None, Factor(weights[i], stacked.dtype)), items[i]) for i in possible])
+
+
+def refuse_tuples(name: str, items: Sequence[Any]) -> None:
+    if any(map(holds_soft, items)):
+        raise cannot(
+            f"{name}() of tuples that hold soft numbers would compare them hard; take the number alone, or for the "
+            "item of the largest or smallest number max or min with key="
+        )
 
 
 def tensors_of(items: Sequence[Any]) -> list[Tensor]:
@@ -107,10 +186,14 @@ def tensors_of(items: Sequence[Any]) -> list[Tensor]:
 
 def ordered(run: Expressions, args: tuple, kwargs: dict) -> Any:
     items = list(args[0])
-    if not any(map(soft, items)):
-        return sorted(items, **kwargs)
-    if kwargs.get("key") is not None:
-        raise cannot("sorting tensors by key= would move the items softly; use so.argsort and a soft index")
+    key = kwargs.get("key")
+    keys = items if key is None else [call(run, key, (item,), {}) for item in items]
+    if not any(map(soft, keys)):
+        refuse_tuples("sorted", keys)
+        order = sorted(range(len(items)), key=keys.__getitem__, reverse=bool(kwargs.get("reverse", False)))
+        return [items[i] for i in order]
+    if key is not None:
+        raise cannot("sorting by key= on tensors would move the items softly; use so.argsort and a soft index")
     stacked = torch.stack(tensors_of(items))
     if stacked.ndim != 1:
         raise cannot(f"sorting takes numbers, got tensors of shape {tuple(stacked.shape[1:])}")
@@ -161,6 +244,10 @@ def stepped(plain: Callable[..., Any], ours: Callable[..., Tensor]) -> Rule:
     return rule
 
 
+def compared(op: str) -> Rule:
+    return lambda run, args, kwargs: run.compare(args[0], op, args[1])
+
+
 RULES: dict[Any, Rule] = {
     max: extreme(max, 1.0),
     min: extreme(min, -1.0),
@@ -174,6 +261,11 @@ RULES: dict[Any, Rule] = {
     bool: truths,
     math.floor: stepped(math.floor, elementwise.floor),
     math.ceil: stepped(math.ceil, elementwise.ceil),
+    operator.not_: lambda run, args, kwargs: run.not_(*args),
+    operator.truth: truths,
+    operator.abs: absolute,
     sum: lambda run, args, kwargs: sum(number(items_of(args[:1])), *args[1:], **kwargs),
 }
+for _name, _op in (("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">="), ("eq", "=="), ("ne", "!=")):
+    RULES[getattr(operator, _name)] = compared(_op)
 SOFTENED_BUILTINS = frozenset(("max", "min", "sorted", "any", "all", "abs", "round", "float", "int", "bool", "sum"))

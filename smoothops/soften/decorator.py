@@ -8,7 +8,7 @@ import inspect
 import types
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ from .errors import GENERATED, SoftenError, cannot
 from .expressions import Expressions
 from .frames import Frame, copied, mapped
 from .merging import merged
+from .names import writes
+from .original import AS_WRITTEN, NotPython, as_written, on_tensors, runs_on_tensors
+from .outcomes import GIVEN
 from .purity import Purity
 from .runtime import Options, Run
 from .transform import transformed, with_type_parameters
@@ -47,21 +50,34 @@ class Softened:
     def __init__(self, function: Callable[..., Any], smoothing: SmoothingLike, max_iter: int, max_worlds: int) -> None:
         if function not in COMPILED:
             COMPILED[function] = compiled(function)
-        self._run, self.source, self._aliases = COMPILED[function]
+        self._run, self.source, self._aliases, self._writes = COMPILED[function]
         functools.update_wrapper(self, function)
         self._smoothing, self._max_iter, self._max_worlds = smoothing, max_iter, max_worlds
         self._signature = inspect.signature(function)
         self._purity = Purity(function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._refuse_compile()
+        if AS_WRITTEN.get():
+            return self.__wrapped__(*args, **kwargs)  # type: ignore[attr-defined]
         return self._value(self._smoothing, args, kwargs)
 
     def hard(self, *args: Any, **kwargs: Any) -> Any:
-        """The program under ``Hard()``: what Python does on numbers, on copies of the arguments."""
-        return self._value(Hard(), args, kwargs)
+        """The function as it was written, on copies of the arguments.
+
+        What Python has no meaning for, conditions on batches, transforms and soft indices, runs under ``Hard()``.
+        """
+        self._refuse_compile()
+        if not runs_on_tensors(self._purity.names):
+            return self._value(Hard(), args, kwargs)
+        try:
+            return on_tensors(self.__wrapped__, self._purity.names, args, kwargs)  # type: ignore[attr-defined]
+        except NotPython:
+            return self._value(Hard(), args, kwargs)
 
     def worlds(self, *args: Any, **kwargs: Any) -> list[tuple[Any, Any]]:
         """The weights and values of all outcomes that differ in their discrete state, heaviest first."""
+        self._refuse_compile()
         results = self._results(self._smoothing, args, kwargs)
         pairs = [(total_weight(w), mapped(w.value, plain)) for w in results]
         return sorted(pairs, key=lambda pair: -float(pair[0].detach().max()))
@@ -78,16 +94,26 @@ class Softened:
     # --- running ------------------------------------------------------------------------------------------------------
 
     def _results(
-        self, smoothing: SmoothingLike, args: tuple, kwargs: dict, caller: Expressions | None = None
+        self,
+        smoothing: SmoothingLike,
+        args: tuple,
+        kwargs: dict,
+        caller: Expressions | None = None,
+        shared: Sequence[Any] = (),
     ) -> list[Frame]:
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        options = Options(smoothing, self._max_iter, self._max_worlds, self._aliases)
-        run = Run(copied(dict(bound.arguments), {}), options, caller)
+        outside = self._purity.containers() if self._writes else []
+        options = Options(smoothing, self._max_iter, self._max_worlds, self._aliases, outside)
+        memo: dict[Any, Any] = {}
+        variables = copied(dict(bound.arguments), memo)
+        if shared:  # with another softened function, which sees what changes
+            variables[GIVEN] = tuple(memo.get(id(x), x) for x in shared)
+        run = Run(variables, options, caller)
         try:
             self._run(run)
         except Exception as error:
-            if run.frame._so_weight and not isinstance(error, SoftenError):
+            if run.frame._so_weight is not None and not isinstance(error, SoftenError):
                 weight = torch.as_tensor(product(run.frame._so_weight)).detach()
                 error.add_note(f"raised on a soft path of weight {weight.max().item():.3g} of {self!r}")
             raise
@@ -102,11 +128,8 @@ class Softened:
         return results
 
     def _value(self, smoothing: SmoothingLike, args: tuple, kwargs: dict) -> Any:
-        if torch.compiler.is_compiling():
-            raise RuntimeError(f"{self!r} looks at its weights, which torch.compile cannot trace; use so.cond")
         if self._purity.holds((args, kwargs)):
-            given, named = copied((args, kwargs), {})
-            return self.__wrapped__(*given, **named)  # type: ignore[attr-defined]
+            return as_written(self.__wrapped__, args, kwargs)  # type: ignore[attr-defined]
         results = self._results(smoothing, args, kwargs)
         if len(results) > 1:
             apart = results
@@ -115,6 +138,10 @@ class Softened:
                 raise SoftenError(self._several(apart))
         return mapped(results[0].value, plain)
 
+    def _refuse_compile(self) -> None:
+        if torch.compiler.is_compiling():
+            raise RuntimeError(f"{self!r} looks at its weights, which torch.compile cannot trace; use so.cond")
+
     def _several(self, results: list[Frame]) -> str:
         shown = [f"{describe(w.value)} with weight {heaviest(w._so_mass):.3g}" for w in results]
         return (
@@ -122,15 +149,17 @@ class Softened:
             "return numbers or tensors of one structure, or read all of them with .worlds(...)"
         )
 
-    def _so_outcomes(self, caller: Expressions, args: tuple, kwargs: dict) -> list[tuple[Weight, Any]]:
-        """What a call from another softened function may give, with weights."""
+    def _so_outcomes(
+        self, caller: Expressions, args: tuple, kwargs: dict, shared: Sequence[Any]
+    ) -> list[tuple[Weight | None, Any]]:
+        """What a call from another softened function may give, with weights: a value, and what became of ``shared``."""
         if caller.depth >= DEPTH:
             raise cannot(
                 f"softened functions are {DEPTH} calls deep: the recursion does not end as long as its weight is "
                 "positive; write a loop, or use Quadratic smoothing, whose weights reach 0"
             )
-        results = self._results(caller.smoothing, args, kwargs, caller)
-        return [(w._so_weight, w.value) for w in results]
+        results = self._results(caller.smoothing, args, kwargs, caller, shared)
+        return [(w._so_weight, (w.value, w.__dict__.get(GIVEN, ()))) for w in results]
 
 
 class Bound:
@@ -149,8 +178,10 @@ class Bound:
     def worlds(self, *args: Any, **kwargs: Any) -> list[tuple[Any, Any]]:
         return self._softened.worlds(self._instance, *args, **kwargs)
 
-    def _so_outcomes(self, caller: Expressions, args: tuple, kwargs: dict) -> list[tuple[Weight, Any]]:
-        return self._softened._so_outcomes(caller, (self._instance, *args), kwargs)
+    def _so_outcomes(
+        self, caller: Expressions, args: tuple, kwargs: dict, shared: Sequence[Any]
+    ) -> list[tuple[Weight | None, Any]]:
+        return self._softened._so_outcomes(caller, (self._instance, *args), kwargs, shared)
 
 
 def total_weight(world: Frame) -> Tensor:
@@ -167,10 +198,15 @@ def describe(x: Any) -> str:
     return text if len(text) < 40 else f"{text[:36]} ..."
 
 
-def compiled(function: Callable[..., Any]) -> tuple[Callable[[Run], None], str, bool]:
-    """The run of a function as code, its text, and whether it writes to items."""
+def compiled(function: Callable[..., Any]) -> tuple[Callable[[Run], None], str, bool, bool]:
+    """The run of a function as code, its text, and whether it writes to items, or changes containers at all."""
     if not isinstance(function, types.FunctionType):
         raise TypeError(f"soften takes a Python function, got {type(function).__name__}")
+    if hasattr(function, "__wrapped__"):
+        raise SoftenError(
+            f"{function.__qualname__} is wrapped by another decorator, of which the source says nothing; put soften "
+            "next to the function, below the other decorators"
+        )
     code = function.__code__
     try:
         lines, first = inspect.getsourcelines(function)
@@ -186,6 +222,7 @@ def compiled(function: Callable[..., Any]) -> tuple[Callable[[Run], None], str, 
         raise SoftenError(f"{code.co_filename}:{first}: soften takes a function made by def, not a lambda")
     ast.increment_lineno(node, first - 1 - indented)
     node.decorator_list = []
+    mangle(node, code.co_qualname.rpartition(".")[0].rpartition(".")[2])
     new = transformed(node, code.co_filename, function.__globals__)
     text, new.name = ast.unparse(new), "_so_run"  # a recursive function must find itself outside
     free = code.co_freevars
@@ -199,10 +236,26 @@ def compiled(function: Callable[..., Any]) -> tuple[Callable[[Run], None], str, 
     run = types.FunctionType(
         made, function.__globals__, function.__name__, None, tuple(cells[n] for n in made.co_freevars)
     )
-    writes = any(isinstance(n, ast.AugAssign) for n in ast.walk(node)) or any(
+    items = any(isinstance(n, ast.AugAssign) for n in ast.walk(node)) or any(
         isinstance(n, ast.Subscript) and not isinstance(n.ctx, ast.Load) for n in ast.walk(node)
     )
-    return run, text, writes
+    return run, text, items, any(map(writes, ast.walk(node)))
+
+
+def mangle(function: ast.FunctionDef, owner: str) -> None:
+    """The private names of a method, as the compiler has them inside of its class."""
+    if owner in ("", "<locals>") or not owner.strip("_"):
+        return
+
+    def mangled(name: str) -> str:
+        private = name.startswith("__") and not name.endswith("__")
+        return f"_{owner.lstrip('_')}{name}" if private else name
+
+    for node in ast.walk(function):
+        for field in ("id", "attr", "arg"):
+            name = getattr(node, field, None)
+            if isinstance(name, str):
+                setattr(node, field, mangled(name))
 
 
 def code_of(code: types.CodeType, name: str) -> types.CodeType:
@@ -226,7 +279,7 @@ def soften(
         smoothing: of each comparison; a number eps means Entropy(eps). max_iter: bound of soft loops.
         max_worlds: how many worlds of different discrete state are kept, the heaviest, with a warning.
 
-    Returns: the function, on copies of its arguments; ``.hard(...)`` runs it under Hard(), ``.worlds(...)`` returns
+    Returns: the function, on copies of its arguments; ``.hard(...)`` runs it as written, ``.worlds(...)`` returns
     the outcomes apart, ``.source`` is the generated code. Raises: SoftenError, a ValueError, by line and reason.
     Complexity: each statement once a world. Source: Petersen et al. 2021, "Learning with algorithmic supervision".
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import comparisons
 from .._axes import floating_dtype
+from ..control._guard import guarded
 from ..logic import logical_and, logical_or
 from ..smoothing import SmoothingLike
 from .calls import call
 from .errors import cannot
-from .frames import Form, Frame
+from .frames import MUTABLE, Form, Frame, frozen, holds_soft, inside
 from .indexing import assign, item_of, updated
 from .merging import Mean, blend, fits
-from .values import SoftBool, soft, truth, widened
+from .values import SoftBool, logistic, soft, truth, widened
 from .weights import Weight, sides
 
 PLAIN: dict[str, Callable[[Any, Any], Any]] = {
@@ -48,13 +51,18 @@ class Expressions:
     """What expressions of the program call; ``frame`` is the world that they are of."""
 
     smoothing: SmoothingLike
+    eps: float | None  # of the logistic law, where it is that
     frame: Frame
     depth: int
     partial: bool  # whether the calling world has a weight below 1
     changed: bool
+    outside: list[tuple[str, Any]]  # containers of objects and of the module, with their names
     compared: dict[Any, tuple[Any, Any, SoftBool]]
 
-    def choose(self, outcomes: Sequence[tuple[Weight, Any]]) -> Any:
+    def replaying(self) -> bool:
+        raise NotImplementedError
+
+    def choose(self, outcomes: Sequence[tuple[Weight | None, Any]]) -> Any:
         raise NotImplementedError
 
     # --- truth --------------------------------------------------------------------------------------------------------
@@ -65,7 +73,10 @@ class Expressions:
             kinds = type(left), type(right)
             return PLAIN[op](left, right) if kinds in NUMBERS else self.pair(left, op, right)
         if soft(right):
-            last = rest[1]()
+            first = self.pair(left, op, right)
+            if first is False or (isinstance(first, SoftBool) and first.certain(False)):
+                return first
+            last = self.maybe(rest[1], first)
             between = self.between(left, op, right, rest[0], last)
             if between is not None:
                 more = (lambda: self.compare(last, rest[2], rest[3](), *rest[4:]),) if len(rest) > 2 else ()
@@ -87,6 +98,10 @@ class Expressions:
             equal = same and self.all(lambda i=i: self.pair(a[i], "==", b[i]) for i in range(len(a)))
             return equal if op == "==" else self.not_(equal)
         if not (soft(a) or soft(b)):
+            if holds_soft(a) or holds_soft(b):
+                raise cannot(
+                    f"'{op}' of a {type(a).__name__} and a {type(b).__name__} that hold soft numbers; {ONE_BY_ONE}"
+                )
             return PLAIN[op](a, b)
         if not all(isinstance(x, Tensor | float | int) for x in (a, b)):
             if op in ("==", "!="):
@@ -95,7 +110,9 @@ class Expressions:
         # worlds that share both sides share the answer; the entry keeps them alive, so that an id stays theirs
         key = op, *(id(x) if isinstance(x, Tensor) else float(x) for x in (a, b))
         if key not in self.compared:
-            p = SOFT[op](*widened(a, b), smoothing=self.smoothing)
+            p = logistic(a, b, op, self.eps)
+            if p is None:
+                p = SOFT[op](*widened(a, b), smoothing=self.smoothing)
             self.compared[key] = a, b, SoftBool(p, floating_dtype(a, b))
         return self.compared[key][2]
 
@@ -153,12 +170,43 @@ class Expressions:
             if not isinstance(value, SoftBool) or value.certain(not end):
                 x = thunk()
                 continue
-            other = self.truth(thunk())
+            other = self.truth(self.maybe(thunk, self.not_(value) if end else value))
             if isinstance(other, SoftBool):
                 x = SoftBool(joined(value.p, other.p), value.dtype)
             else:
                 x = other if other is end else value
         return x
+
+    def operand(self, end: bool, x: Any, *rest: Thunk) -> Any:
+        """The value of ``and`` (end: False) or ``or`` (True), which is one of the operands."""
+        for thunk in rest:
+            value = self.truth(x)
+            if not isinstance(value, SoftBool) or value.certain(end) or value.certain(not end):
+                if bool(value) is end:
+                    return x
+                x = thunk()
+                continue
+            other = self.maybe(thunk, self.not_(value) if end else value)
+            if isinstance(x, SoftBool) and isinstance(other, SoftBool):
+                x = SoftBool((logical_or if end else logical_and)(x.p, other.p), x.dtype)
+                continue
+            kept = end if isinstance(x, SoftBool) else x  # what x is where the chain ends with it
+            x = self.either(value, *((kept, other) if end else (other, kept)))
+        return x
+
+    def maybe(self, thunk: Thunk, condition: SoftBool) -> Any:
+        """What runs under a soft condition inside of an expression."""
+        kept = self.partial, self.changed
+        self.partial, self.changed = True, False
+        dead = condition.p == 0
+        with guarded(dead) if dead.ndim else nullcontext():
+            value = thunk()
+        if self.changed:
+            raise cannot("a variable is changed in a part of an expression that runs softly; write an if statement")
+        self.partial, self.changed = kept
+        if dead.ndim and isinstance(value, SoftBool) and value.p.shape == dead.shape:
+            return SoftBool(torch.where(dead, 0, value.p), value.dtype)  # NaN times 0 is NaN
+        return value
 
     def all(self, thunks: Any) -> Any:
         return self.truth(self.and_(True, *thunks))
@@ -192,38 +240,63 @@ class Expressions:
             return yes() if value else no()
         if value.certain(True) or value.certain(False):
             return yes() if value.certain(True) else no()
-        results = [yes(), no()]
-        weights = [(side,) for side in sides(value.p, value.dtype)]
-        forms = [Form(aliases=False) for _ in results]
-        if forms[0].of(results[0]) == forms[1].of(results[1]) and all(map(fits, forms[0].shapes, forms[1].shapes)):
-            return blend(results, Mean(weights), {})
-        return self.choose(list(zip(weights, results, strict=True)))
+        return self.either(value, self.maybe(yes, value), self.maybe(no, self.not_(value)))
+
+    def either(self, condition: SoftBool, yes: Any, no: Any) -> Any:
+        """The mean of two numbers or tuples of numbers; of other values one, each in a world of its own."""
+        weights = [Weight(None, side) for side in sides(condition.p, condition.dtype)]
+        forms = [Form(aliases=False), Form(aliases=False)]
+        same = forms[0].of(yes) == forms[1].of(no) and all(map(fits, forms[0].shapes, forms[1].shapes))
+        if same and frozen(yes) and frozen(no):  # two lists are two objects, also where they hold the same
+            return blend([yes, no], Mean(weights), {})
+        return self.choose([(weights[0], yes), (weights[1], no)])
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
     def call(self, f: Any, *args: Any, **kwargs: Any) -> Any:
         return call(self, f, args, kwargs)
 
-    def perform(self, f: Any, *args: Any, **kwargs: Any) -> Any:
-        """A call whose result is not used."""
-        if hasattr(f, "_so_outcomes"):
-            raise cannot(f"{f!r} works on copies of its arguments: a call whose result is not used does nothing")
-        return call(self, f, args, kwargs)
+    def attribute(self, x: Any, name: str) -> Any:
+        """x.name, in a function that changes containers: what an object holds is not the world's own."""
+        value = getattr(x, name)
+        if isinstance(value, MUTABLE) and not isinstance(x, tuple):
+            self.outside.append((f".{name}", value))
+        return value
+
+    def owned(self, x: Any, what: str) -> None:
+        """Refuses to change a container that lives outside of the worlds."""
+        for name, container in self.outside:
+            if container is x or inside(x, container, set()):
+                raise cannot(
+                    f"{what} changes {name}, which is no local variable; make a copy of it first, as in list(...), or "
+                    "pass it as an argument and return it"
+                )
 
     def getitem(self, x: Any, index: Any) -> Any:
         return item_of(x, index)
 
     def setitem(self, value: Any, root: Any, *path: Any) -> None:
+        self.changed = True
+        if self.outside and path and isinstance(root, MUTABLE):
+            x = root
+            for index in path[:-1]:
+                x = item_of(x, index)
+            self.owned(x, "the assignment")
         assign(self.frame, value, root, path)
 
     def update(self, op: str, x: Any, value: Any) -> Any:
         """The new value of ``x op= value``."""
+        self.changed = True
+        if self.outside and isinstance(x, MUTABLE):
+            self.owned(x, f"'{op}='")
         return updated(self.frame, op, x, value)
 
     def let(self, name: str, value: Any) -> Any:
+        self.changed = True
         self.frame.__dict__[name] = value
         return value
 
 
+ONE_BY_ONE = "compare the numbers one by one"
 NUMBERS = {(a, b) for a in (int, float, bool) for b in (int, float, bool)} | {(str, str)}
 FLIPPED = {">": "<", ">=": "<="}

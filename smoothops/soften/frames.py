@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from numbers import Number
 from typing import Any
 
 import torch
@@ -11,21 +12,62 @@ from torch import Tensor
 
 from .._axes import concrete
 from .errors import cannot
-from .values import SoftBool
+from .values import SoftBool, numpy_bool, real, soft
 from .weights import Mass, Weight
 
 MUTABLE = (list, dict, set, deque, bytearray)
 ATOMS = (int, float, bool, str, type(None), Tensor, SoftBool, range, bytes, complex)
 
 
+KINDS = frozenset(ATOMS)
+
+
+class Fixed:
+    """Items that cannot change, and what they were read from."""
+
+    __slots__ = ("items", "source")
+
+    def __init__(self, source: Any, items: tuple[Any, ...]) -> None:
+        self.source, self.items = source, items
+
+
+FORK = object()  # in the memo of a copy for a second world
+
+
+class Spent:
+    """In place of an iterator that two worlds would have to share: who reads it would move it for both."""
+
+    def __init__(self, name: str) -> None:
+        self._so_name = name
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._so_error()
+
+    def __iter__(self) -> Any:
+        raise self._so_error()
+
+    def __len__(self) -> int:
+        raise self._so_error()
+
+    def __getitem__(self, index: Any) -> Any:
+        raise self._so_error()
+
+    def _so_error(self) -> Exception:
+        return cannot(
+            f"a {self._so_name} from before a soft branch is read behind it, and an iterator cannot be copied for two "
+            "worlds; make a list of it"
+        )
+
+
 class Frame:
     """Local variables as attributes, beside the weight of the world that they belong to."""
 
-    __slots__ = ("__dict__", "_so_mass", "_so_weight")
+    __slots__ = ("__dict__", "_so_mass", "_so_script", "_so_weight")
 
-    def __init__(self, variables: dict[str, Any], weight: Weight = (), mass: Mass = 1.0) -> None:
+    def __init__(self, variables: dict[str, Any], weight: Weight | None = None, mass: Mass = 1.0) -> None:
         self.__dict__ = variables
         self._so_weight, self._so_mass = weight, mass
+        self._so_script: tuple[Any, ...] = ()  # the outcomes of choices that the statement made before the fork
 
     def __getattr__(self, name: str) -> Any:
         raise UnboundLocalError(
@@ -33,22 +75,32 @@ class Frame:
             "of the soft paths bind is unbound where they meet)"
         )
 
-    def _so_fork(self) -> Frame:
+    def _so_fork(self, memo: dict[Any, Any] | None = None) -> Frame:
         """A copy that shares nothing that can change; aliases stay aliases."""
-        memo: dict[int, Any] = {}
-        return Frame({k: copied(v, memo) for k, v in self.__dict__.items()}, self._so_weight, self._so_mass)
+        memo = {} if memo is None else memo
+        memo[FORK] = True
+        variables = {k: copied(v, memo) for k, v in self.__dict__.items()}
+        for name, value in variables.items():
+            if type(value) is Spent:
+                self.__dict__[name] = value
+        return Frame(variables, self._so_weight, self._so_mass)
 
 
 def copied(x: Any, memo: dict[int, Any]) -> Any:
     """x with its containers copied; tensors are shared, since none is ever changed in place."""
     if isinstance(x, ATOMS):
         return x
+    kind = type(x)
+    if kind is Spent:
+        return x
     if id(x) in memo:
         return memo[id(x)]
-    kind = type(x)
     if kind is list:
         new: list[Any] = []
         memo[id(x)] = new
+        if KINDS.issuperset(map(type, x)):
+            new += x
+            return new
         new.extend(item if isinstance(item, ATOMS) else copied(item, memo) for item in x)
         return new
     if isinstance(x, dict):
@@ -69,7 +121,7 @@ def copied(x: Any, memo: dict[int, Any]) -> Any:
     if isinstance(x, set | bytearray):
         memo[id(x)] = x.copy()
         return memo[id(x)]
-    return x
+    return Spent(kind.__name__) if FORK in memo and hasattr(kind, "__next__") else x
 
 
 def frozen(x: Any) -> bool:
@@ -77,6 +129,22 @@ def frozen(x: Any) -> bool:
     if isinstance(x, tuple):
         return all(frozen(item) for item in x)
     return not isinstance(x, MUTABLE)
+
+
+def inside(x: Any, container: Any, seen: set[int]) -> bool:
+    """Whether a container holds x, at any depth."""
+    if id(container) in seen or not isinstance(container, (*MUTABLE, tuple)):
+        return False
+    seen.add(id(container))
+    items = container.values() if isinstance(container, dict) else container
+    return any(item is x or inside(x, item, seen) for item in items)
+
+
+def holds_soft(x: Any) -> bool:
+    """Whether a container has a soft number in it."""
+    if isinstance(x, dict):
+        return any(soft(v) or holds_soft(v) for item in x.items() for v in item)
+    return isinstance(x, (*MUTABLE, tuple, frozenset)) and any(soft(v) or holds_soft(v) for v in x)
 
 
 class Form:
@@ -108,7 +176,17 @@ class Form:
                 return ("alias", self.seen[id(x)])
             self.seen[id(x)] = len(self.seen)
             return self.container(x)
-        return (kind, id(x))
+        if kind is Fixed:
+            return (kind, id(x.source))
+        if real(x):
+            self.shapes.append(())
+            return "number"
+        if isinstance(x, Number) or numpy_bool(x):
+            if self.integers and not isinstance(x, complex):
+                self.shapes.append(())
+                return "number"
+            return (kind, x)
+        return (kind, x) if isinstance(x, frozenset | str) else (kind, id(x))
 
     def tensor(self, x: Tensor) -> Any:
         if x.is_floating_point():
@@ -176,7 +254,12 @@ def rebind(frame: Frame, old: Tensor, new: Tensor, name: str) -> None:
 
 def shares_memory(a: Tensor, b: Tensor) -> bool:
     base = a if a._base is None else a._base
-    return base is (b if b._base is None else b._base)
+    if base is (b if b._base is None else b._base):
+        return True
+    try:  # also what .detach() and .data share
+        return bool(torch._C._is_alias_of(a, b))  # type: ignore[attr-defined]
+    except RuntimeError:  # tensors of transforms have no memory of their own
+        return False
 
 
 def mapped(x: Any, leaf: Callable[[Any], Any]) -> Any:

@@ -99,6 +99,11 @@ def updated(frame: Frame, op: str, x: Any, value: Any) -> Any:
     """The new value of ``x op= value``; a vector changes for all of its names, as in torch, a number does not."""
     in_place, plain = IN_PLACE[op]
     if not isinstance(x, Tensor | SoftBool):
+        if not isinstance(x, MUTABLE) and hasattr(x, f"__{in_place.__name__}__"):
+            raise cannot(
+                f"'{op}=' would change a {type(x).__name__} for all worlds, since it cannot be copied; write "
+                f"x = x {op} ..., or use a tensor or list"
+            )
         return in_place(x, value) if isinstance(x, MUTABLE) else plain(x, value)
     new = plain(x, value)
     if isinstance(x, Tensor) and x.ndim and isinstance(new, Tensor):

@@ -30,6 +30,21 @@ def loaded(node: ast.AST | None) -> set[str]:
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Store)}
 
 
+MUTATORS = frozenset(
+    (
+        "append", "extend", "insert", "pop", "remove", "clear", "sort", "reverse", "update", "setdefault", "popitem",
+        "add", "discard", "appendleft", "popleft", "extendleft", "rotate",
+    )
+)  # fmt: skip
+
+
+def writes(node: ast.AST) -> bool:
+    """Whether a node may change a list or another container."""
+    if isinstance(node, ast.Subscript | ast.Attribute):
+        return not isinstance(node.ctx, ast.Load) or (isinstance(node, ast.Attribute) and node.attr in MUTATORS)
+    return isinstance(node, ast.AugAssign)
+
+
 class Scope:
     """The local variables of a function and where each of them is dead."""
 
@@ -37,19 +52,24 @@ class Scope:
         a = function.args
         self.parameters = [p.arg for p in (*a.posonlyargs, *a.args, *a.kwonlyargs)]
         self.parameters += [p.arg for p in (a.vararg, a.kwarg) if p is not None]
+        self.writes = any(map(writes, ast.walk(function)))  # whether a container may be changed
         self.locals = set(self.parameters)
         for statement in function.body:
             self.locals |= stored(statement)
         self.after: dict[int, set[str]] = {}
         self.before: dict[int, set[str]] = {}
+        # what a lambda or generator expression reads, it may read at any time
+        self.kept = {
+            name for n in ast.walk(function) if isinstance(n, ast.Lambda | ast.GeneratorExp) for name in loaded(n)
+        }
         self.live_block(function.body, set(), None, None)
 
     def dead_after(self, node: ast.stmt) -> tuple[str, ...]:
-        return tuple(sorted(self.locals - self.after[id(node)])) if id(node) in self.after else ()
+        return tuple(sorted(self.locals - self.after[id(node)] - self.kept)) if id(node) in self.after else ()
 
     def dead_before(self, node: ast.stmt) -> tuple[str, ...]:
         """Of a loop: at the start of an iteration."""
-        return tuple(sorted(self.locals - self.before[id(node)]))
+        return tuple(sorted(self.locals - self.before[id(node)] - self.kept))
 
     # liveness, backwards: ``live`` after a node -> live before it; ``again`` and ``behind`` are what is live where
     # continue and break lead to

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 
+from .desugaring import UNSUPPORTED, expression_of, values_only
 from .errors import refused
 from .names import COMPREHENSIONS, Scope
 
@@ -11,8 +12,6 @@ STATEMENTS: dict[type[ast.AST], str] = {
     ast.Global: "a global variable would be written outside of the worlds; pass it as an argument and return it",
     ast.Nonlocal: "a variable of an outer function would be written outside of the worlds; pass and return it",
     ast.Try: "try cannot be softened: an exception has no weight; test the condition with if",
-    ast.Match: "match is not supported; write if, elif, else",
-    ast.FunctionDef: "a function inside of a softened one is not supported; define it outside, softened if it branches",
     ast.ClassDef: "a class inside of a softened function is not supported; define it outside",
     ast.AsyncFunctionDef: "async cannot be softened",
     ast.AsyncFor: "async cannot be softened",
@@ -36,21 +35,15 @@ def check(function: ast.FunctionDef, scope: Scope, filename: str) -> None:
     for node in ast.walk(function):
         reason = None if node is function else reason_of(node, scope)
         if reason is not None:
-            place = node.context_expr if isinstance(node, ast.withitem) else node
+            place = getattr(node, "context_expr", None) or getattr(node, "pattern", None) or node
             raise refused(filename, getattr(place, "lineno", function.lineno), f"{function.name}: {reason}")
-    used_as_arguments = {
-        id(arg)
-        for call in ast.walk(function)
-        if isinstance(call, ast.Call)
-        for arg in (*call.args, *(k.value for k in call.keywords))
-    }
+    calls = [n for n in ast.walk(function) if isinstance(n, ast.Call)]
+    handed_on = {id(arg) for call in calls for arg in (*call.args, *(k.value for k in call.keywords))}
+    handed_on |= {id(n.iter) for n in ast.walk(function) if isinstance(n, ast.For)}
     for node in ast.walk(function):
-        if isinstance(node, ast.Lambda | ast.GeneratorExp) and id(node) not in used_as_arguments:
-            what = "a lambda" if isinstance(node, ast.Lambda) else "a generator expression"
-            raise refused(
-                filename, node.lineno, f"{function.name}: {what} that is kept would see the variables of one world "
-                "only; hand it to a call directly, or define a function outside",
-            )  # fmt: skip
+        if isinstance(node, ast.GeneratorExp) and id(node) not in handed_on:
+            reason = "a generator expression that is kept would be read by several worlds; make a list"
+            raise refused(filename, node.lineno, f"{function.name}: {reason}")
 
 
 def reason_of(node: ast.AST, scope: Scope) -> str | None:
@@ -59,6 +52,10 @@ def reason_of(node: ast.AST, scope: Scope) -> str | None:
         return reason
     if (isinstance(node, ast.Name) and node.id.startswith("_so")) or (isinstance(node, ast.Name) and node.id == "_w"):
         return f"the name {node.id} is used by the generated code; choose another"
+    if isinstance(node, ast.FunctionDef) and expression_of(node) is None:
+        return "a function inside of a softened one may only return an expression; define others outside, softened"
+    if isinstance(node, ast.match_case) and not values_only(node.pattern):
+        return UNSUPPORTED
     if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
         return f"the attribute .{node.attr} of an object would be written in all worlds; use a local variable"
     if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):

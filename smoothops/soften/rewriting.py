@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+from types import ModuleType
 from typing import Any
 
 from .calls import SOFTENED_BUILTINS
@@ -32,6 +33,24 @@ def thunk(body: ast.expr) -> ast.Lambda:
     return ast.Lambda(ast.arguments([], [], None, [], [], None, []), body)
 
 
+def placed(nodes: list[Any], where: ast.AST) -> list[Any]:
+    """The nodes at the place of another one, as far as they have none."""
+    for new in nodes:
+        for child in ast.walk(new):
+            if isinstance(child, ast.expr | ast.stmt | ast.keyword | ast.arg) and not hasattr(child, "lineno"):
+                ast.copy_location(child, where)
+                if child.lineno != child.end_lineno:  # a method call on several lines counts as one on the last
+                    child.end_lineno, child.end_col_offset = child.lineno, child.col_offset
+    return nodes
+
+
+def boolean(node: ast.expr) -> bool:
+    """Whether the value is True, False or a soft boolean."""
+    if isinstance(node, ast.BoolOp):
+        return all(map(boolean, node.values))
+    return isinstance(node, ast.Compare) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not))
+
+
 class Expression(ast.NodeTransformer):
     """Rewrites the expressions of one world."""
 
@@ -42,8 +61,8 @@ class Expression(ast.NodeTransformer):
 
     def visit(self, node: ast.AST) -> Any:
         new = super().visit(node)
-        if isinstance(new, ast.expr) and isinstance(node, ast.expr):
-            ast.copy_location(new, node)
+        if isinstance(new, ast.expr) and isinstance(node, ast.expr) and hasattr(node, "lineno"):
+            placed([ast.copy_location(new, node)], node)
         return new
 
     def local(self, name: str) -> bool:
@@ -63,32 +82,61 @@ class Expression(ast.NodeTransformer):
             args += [ast.Constant(OPERATORS[type(op)]), thunk(operand)]
         return run_call("compare", *args)
 
+    def condition(self, node: ast.expr) -> ast.expr:
+        """An expression of which only the truth is used."""
+        if isinstance(node, ast.BoolOp):
+            first, *rest = (self.condition(value) for value in node.values)
+            new = run_call("and_" if isinstance(node.op, ast.And) else "or_", first, *map(thunk, rest))
+            return ast.copy_location(new, node)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return ast.copy_location(run_call("not_", self.condition(node.operand)), node)
+        return self.visit(node)
+
     def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
+        if boolean(node):
+            return self.condition(node)
+        self.choices = True  # the value is one of the operands
         first, *rest = (self.visit(value) for value in node.values)
-        return run_call("and_" if isinstance(node.op, ast.And) else "or_", first, *map(thunk, rest))
+        end = ast.Constant(isinstance(node.op, ast.Or))
+        return run_call("operand", end, first, *map(thunk, rest))
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
-        operand = self.visit(node.operand)
-        return run_call("not_", operand) if isinstance(node.op, ast.Not) else ast.UnaryOp(node.op, operand)
+        if isinstance(node.op, ast.Not):
+            return self.condition(node)
+        return ast.UnaryOp(node.op, self.visit(node.operand))
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
         self.choices = True
-        return run_call("ifexp", self.visit(node.test), thunk(self.visit(node.body)), thunk(self.visit(node.orelse)))
+        sides = (thunk(self.visit(side)) for side in (node.body, node.orelse))
+        return run_call("ifexp", self.condition(node.test), *sides)
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
-        function = self.visit(node.func)
+        function = self.function(node.func)
         args = [self.visit(arg) for arg in node.args]
         keywords = [ast.keyword(k.arg, self.visit(k.value)) for k in node.keywords]
         name = node.func.id if isinstance(node.func, ast.Name) and self.builtin(node.func.id) else ""
         if name in DIRECT:
             return ast.Call(function, args, keywords)
-        self.choices |= name not in SOFTENED_BUILTINS
+        self.choices |= name not in SOFTENED_BUILTINS or bool(keywords)
         call = run_call("call", function, *args)
         call.keywords = keywords
         return call
 
+    def function(self, node: ast.expr) -> ast.expr:
+        """What is called: a method is read as it is."""
+        if isinstance(node, ast.Attribute):
+            return ast.copy_location(ast.Attribute(self.visit(node.value), node.attr, node.ctx), node)
+        return self.visit(node)
+
     def builtin(self, name: str) -> bool:
         return not self.local(name) and name not in self.globals and hasattr(builtins, name)
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        value = self.visit(node.value)
+        module = isinstance(value, ast.Name) and isinstance(self.globals.get(value.id), ModuleType)
+        if module or not self.scope.writes or not isinstance(node.ctx, ast.Load):
+            return ast.Attribute(value, node.attr, node.ctx)
+        return run_call("attribute", value, ast.Constant(node.attr))
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
         value, index = self.visit(node.value), self.visit(node.slice)
@@ -103,12 +151,13 @@ class Expression(ast.NodeTransformer):
         arguments = node.args
         bound = {a.arg for a in ast.walk(arguments) if isinstance(a, ast.arg)}
         defaults = [self.visit(d) for d in arguments.defaults]
+        named = [d and self.visit(d) for d in arguments.kw_defaults]
         self.shadows.append(bound)
         body = self.visit(node.body)
         self.shadows.pop()
         new = ast.arguments(
-            arguments.posonlyargs, arguments.args, arguments.vararg, arguments.kwonlyargs, arguments.kw_defaults,
-            arguments.kwarg, defaults,
+            arguments.posonlyargs, arguments.args, arguments.vararg, arguments.kwonlyargs, named, arguments.kwarg,
+            defaults,
         )  # fmt: skip
         return ast.Lambda(new, body)
 
@@ -118,7 +167,7 @@ class Expression(ast.NodeTransformer):
             source = self.visit(generator.iter)  # the first one is outside of the scope of the rest
             self.shadows.append(target_names(generator.target))
             tests: list[ast.expr] = [
-                ast.copy_location(run_call("test", self.visit(test)), test) for test in generator.ifs
+                ast.copy_location(run_call("test", self.condition(test)), test) for test in generator.ifs
             ]
             generators.append(ast.comprehension(generator.target, source, tests, 0))
         parts = [self.visit(getattr(node, f)) for f in ("elt", "key", "value") if hasattr(node, f)]

@@ -2,14 +2,15 @@
 
 Local variables become attributes of the world ``_w``, and statements go through the run ``_so``:
 
-    x = f(y)             for _w in _so.each(): _w.x = _so.call(f, _w.y)
-    if c: A else: B      for _w in _so.each(): _so.decide(c)
+    x = y                for _w in _so.step(): _w.x = _w.y
+    x = f(y)             for _w in _so.each(): _so.begin(_w); _w.x = _so.call(f, _w.y)
+    if c: A else: B      for _w in _so.step(): _so.decide(c)
                          if _so.then(): A
                          if _so.orelse(): B
                          _so.join()
     while c: A           _so.loop()
                          while _so.more():
-                             for _w in _so.each(): _so.decide(c)
+                             for _w in _so.step(): _so.decide(c)
                              if not _so.stay(): break
                              A
                              _so.again()
@@ -24,15 +25,18 @@ import ast
 import copy
 from typing import Any
 
+from .desugaring import Desugared
 from .names import Scope
 from .refusals import check
-from .rewriting import OPERATORS, Expression, as_value, run_call
+from .rewriting import OPERATORS, Expression, as_value, placed, run_call
 
 
 def transformed(function: ast.FunctionDef, filename: str, globals_: dict[str, Any]) -> ast.FunctionDef:
     """The definition of the run, a function of ``_so``."""
+    check(function, Scope(function), filename)
+    plainer = Desugared()
+    function.body = [new for statement in function.body for new in plainer.several(statement)]
     scope = Scope(function)
-    check(function, scope, filename)
     maker = Transformer(scope, globals_)
     body = maker.block(function.body)
     arguments = ast.arguments([], [ast.arg("_so")], None, [], [], None, [])
@@ -61,6 +65,10 @@ class Transformer:
         maker = Expression(self.scope, self.globals)
         return maker.visit(node), maker.choices
 
+    def condition(self, node: ast.expr) -> tuple[Any, bool]:
+        maker = Expression(self.scope, self.globals)
+        return maker.condition(node), maker.choices
+
     def block(self, statements: list[ast.stmt]) -> list[ast.stmt]:
         """Statements in order; neighbours without control flow or choices go through the worlds together."""
         result: list[ast.stmt] = []
@@ -75,7 +83,7 @@ class Transformer:
                 if together is not None and not choices:
                     together.body += placed(lines, statement)
                     continue
-                loop = each(lines)
+                loop = each(lines, choices)
                 new, together = [loop], None if choices else loop
             result += placed(new, statement)
         return result
@@ -107,11 +115,9 @@ class Transformer:
             if isinstance(node.value, ast.Constant):
                 return [ast.Pass()], False
             value, choices = self.expression(node.value)
-            if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr == "call":
-                value.func.attr = "perform"
             return [ast.Expr(value)], choices
         if isinstance(node, ast.Assert):
-            test, choices = self.expression(node.test)
+            test, choices = self.condition(node.test)
             message = self.expression(node.msg)[0] if node.msg else None
             return [ast.Assert(run_call("require", test), message)], choices
         if isinstance(node, ast.Delete | ast.Raise):
@@ -176,15 +182,16 @@ class Transformer:
         assert isinstance(node.value, ast.IfExp)
         values = node.value.body, node.value.orelse
         both = [placed([ast.Assign(copy.deepcopy(node.targets), value)], node) for value in values]
-        return self.if_(placed([ast.If(node.value.test, *both)], node)[0], plain=True)  # type: ignore[arg-type]
+        return self.if_(placed([ast.If(node.value.test, *both)], node)[0], plain=True)
 
     def annassign_(self, node: ast.AnnAssign) -> list[ast.stmt]:
         assert node.value is not None
         return self.assign_(ast.copy_location(ast.Assign([node.target], node.value), node))
 
     def if_(self, node: ast.If, plain: bool = False) -> list[ast.stmt]:
+        test, choices = self.condition(node.test)
         result = [
-            each([ast.Expr(run_call("decide", self.expression(node.test)[0]))]),
+            each([ast.Expr(run_call("decide", test))], choices),
             ast.If(run_call("then"), self.block(node.body), []),
         ]
         if node.orelse:
@@ -194,7 +201,8 @@ class Transformer:
 
     def while_(self, node: ast.While) -> list[ast.stmt]:
         endless = isinstance(node.test, ast.Constant) and bool(node.test.value)
-        test = each([ast.Expr(run_call("decide", self.expression(node.test)[0]))])
+        condition, choices = self.condition(node.test)
+        test = each([ast.Expr(run_call("decide", condition))], choices)
         stop = ast.If(ast.UnaryOp(ast.Not(), run_call("stay")), [ast.Break()], [])
         body = [test, stop, *self.block(node.body), statement("again", *names(self.scope.dead_before(node)))]
         more = run_call("more", *([ast.Constant(True)] if endless else []))
@@ -203,15 +211,32 @@ class Transformer:
     def for_(self, node: ast.For) -> list[ast.stmt]:
         self.count += 1
         key = f"<loop {self.count}>"
-        begin = each([ast.Expr(run_call("iterate", ast.Constant(key), self.expression(node.iter)[0]))])
-        lines, _ = self.assignment(node.target, run_call("item", ast.Constant(key)))
-        body = [each(lines), *self.block(node.body), statement("again", *names(self.scope.dead_before(node)))]
-        return [
-            begin,
-            statement("loop"),
-            ast.While(run_call("next", ast.Constant(key)), body, []),
-            *self.behind(node, key),
-        ]
+        begin = each([ast.Expr(run_call("iterate", ast.Constant(key), self.iterable(node.iter)))], True)
+        target = [ast.Constant(key)]
+        first: list[ast.stmt] = []
+        if isinstance(node.target, ast.Name):
+            target.append(ast.Constant(node.target.id))
+        else:
+            lines, choices = self.assignment(node.target, run_call("item", ast.Constant(key)))
+            first = [each(lines, choices)]
+        body = [*first, *self.block(node.body), statement("again", *names(self.scope.dead_before(node)))]
+        return [begin, statement("loop"), ast.While(run_call("next", *target), body, []), *self.behind(node, key)]
+
+    def iterable(self, node: ast.expr) -> ast.expr:
+        """What a loop goes through: enumerate, zip, reversed and the entries of dicts as views of what they read."""
+        if isinstance(node, ast.GeneratorExp):  # what it decides, it decides before the loop
+            node = ast.copy_location(ast.ListComp(node.elt, node.generators), node)
+        if not isinstance(node, ast.Call):
+            return self.expression(node)[0]
+        maker = Expression(self.scope, self.globals)
+        if isinstance(node.func, ast.Name) and node.func.id in LIVE and maker.builtin(node.func.id):
+            new = run_call(LIVE[node.func.id], *(self.iterable(arg) for arg in node.args))
+            new.keywords = [ast.keyword(k.arg, self.expression(k.value)[0]) for k in node.keywords]
+            return ast.copy_location(new, node)
+        if isinstance(node.func, ast.Attribute) and node.func.attr in ENTRIES and not (node.args or node.keywords):
+            new = run_call("entries", self.expression(node.func.value)[0], ast.Constant(node.func.attr))
+            return ast.copy_location(new, node)
+        return maker.visit(node)
 
     def behind(self, node: ast.While | ast.For, key: str) -> list[ast.stmt]:
         leave = statement("leave", *([ast.Constant(key)] if key else []))
@@ -227,18 +252,30 @@ class Transformer:
         value = node.value or ast.Constant(None)
         if isinstance(value, ast.IfExp):
             both = [placed([ast.Return(part)], node) for part in (value.body, value.orelse)]
-            return self.if_(placed([ast.If(value.test, *both)], node)[0], plain=True)  # type: ignore[arg-type]
-        return [each([ast.Expr(run_call("give", self.expression(value)[0]))]), statement("return_")]
+            return self.if_(placed([ast.If(value.test, *both)], node)[0], plain=True)
+        given, choices = self.expression(value)
+        return [each([ast.Expr(run_call("give", given))], choices), statement("return_")]
 
     def with_(self, node: ast.With) -> list[ast.stmt]:
         """A block under a context, for example torch.no_grad(): the same context for all worlds."""
-        items = [ast.withitem(self.expression(item.context_expr)[0], None) for item in node.items]
+        items = []
+        for item in node.items:
+            maker = Expression(self.scope, self.globals)
+            context = maker.visit(item.context_expr)
+            of_world = any(isinstance(n, ast.Name) and n.id == "_w" for n in ast.walk(context))
+            world = ast.arguments([], [ast.arg("_w")], None, [], [], None, [])
+            made = run_call("context", ast.Lambda(world, context), ast.Constant(of_world))
+            items.append(ast.withitem(ast.copy_location(made, item.context_expr), None))
         return [ast.With(items, self.block(node.body))]
 
     def import_(self, node: ast.stmt) -> list[ast.stmt]:
         return [node]
 
     importfrom_ = import_
+
+
+LIVE = {"enumerate": "enumerated", "zip": "zipped", "reversed": "reversed"}
+ENTRIES = ("keys", "values", "items")
 
 
 def load(name: str) -> ast.Name:
@@ -249,18 +286,12 @@ def store(name: str) -> ast.Name:
     return ast.Name(name, ast.Store())
 
 
-def each(lines: list[ast.stmt]) -> ast.For:
-    return ast.For(store("_w"), run_call("each"), lines, [])
+def each(lines: list[ast.stmt], choices: bool) -> ast.For:
+    """Lines in every running world; ``choices``: whether they may have several outcomes in one."""
+    if choices:
+        return ast.For(store("_w"), run_call("each"), [statement("begin", load("_w")), *lines], [])
+    return ast.For(store("_w"), run_call("step"), lines, [])
 
 
 def statement(name: str, *args: ast.expr) -> ast.Expr:
     return ast.Expr(run_call(name, *args))
-
-
-def placed(statements: list[ast.stmt], where: ast.AST) -> list[ast.stmt]:
-    """The statements at the place of a node, where they have none."""
-    for new in statements:
-        for child in ast.walk(new):
-            if isinstance(child, ast.expr | ast.stmt | ast.keyword | ast.arg) and not hasattr(child, "lineno"):
-                ast.copy_location(child, where)
-    return statements

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from numbers import Rational, Real
 from typing import Any
 
 import torch
@@ -11,10 +13,12 @@ from torch import Tensor
 from .. import logic
 from .._axes import concrete, wide_dtype
 from ..comparisons import ne
+from ..regularizers import Entropy
 from ..selection import where
-from ..smoothing import SmoothingLike
+from ..smoothing import SmoothingLike, as_smoothing
 from .errors import cannot
 
+FAR = 700.0  # exp of more leaves the range of float64
 LOGIC: dict[Any, Callable[..., Tensor]] = {
     torch.any: logic.any,
     torch.all: logic.all,
@@ -32,6 +36,15 @@ def soft(x: Any) -> bool:
     return isinstance(x, SoftBool) or (isinstance(x, Tensor) and x.is_floating_point())
 
 
+def real(x: Any) -> bool:
+    """Whether x is a floating-point number without gradient: Python's or numpy's."""
+    return isinstance(x, float) or (isinstance(x, Real) and not isinstance(x, Rational | Tensor))
+
+
+def numpy_bool(x: Any) -> bool:
+    return type(x).__module__ == "numpy" and type(x).__name__ in ("bool", "bool_")
+
+
 def wide(x: Tensor) -> Tensor:
     return x.to(wide_dtype(x.device))
 
@@ -42,6 +55,28 @@ def widened(*values: Any) -> list[Tensor]:
     return [
         wide(v) if isinstance(v, Tensor) else torch.tensor(v, dtype=wide_dtype(device), device=device) for v in values
     ]
+
+
+def logistic_eps(smoothing: SmoothingLike) -> float | None:
+    """The eps of the logistic law, where the smoothing is that with a number."""
+    reg = as_smoothing(smoothing, Entropy, 0.1)
+    return float(reg.eps) if type(reg) is Entropy and isinstance(reg.eps, float | int) and reg.eps > 0 else None
+
+
+def logistic(a: Any, b: Any, op: str, eps: float | None) -> Tensor | None:
+    """so.gt and its kin between finite numbers under Entropy, in four small operations; None for anything else."""
+    if eps is None or op not in ("<", "<=", ">", ">="):
+        return None
+    for v in (a, b):
+        if isinstance(v, Tensor) and (v.ndim or not v.is_floating_point() or not concrete(v)):
+            return None
+    x, y = (wide(v) if isinstance(v, Tensor) else v for v in ((a, b) if op[0] == ">" else (b, a)))
+    gap = x - y
+    value = gap.item()
+    if not math.isfinite(value) or abs(value) > FAR * eps:
+        return None
+    # the derivative of sigmoid is s (1 - s), which cancels where s is near 1
+    return torch.sigmoid(gap / eps) if value <= 0 else 1 - torch.sigmoid(gap / -eps)
 
 
 class SoftBool:

@@ -1,13 +1,14 @@
 """Weights of worlds: products of the probabilities of the decisions that led there.
 
-A weight is a tuple of factors, so that two worlds which meet again find what they share: only the rest is multiplied,
-and the two sides of one decision sum to 1 without arithmetic. Worlds below 2^-53 are dropped where that may be looked
-up; products of what is left stay far from the end of the range of float64, so that logarithms would add no digit.
+A weight is a chain of decisions, so that two worlds which meet again find what they share: only the rest is multiplied,
+and the two sides of one decision sum to 1 without arithmetic, from the last decision back. Worlds below 2^-53 are
+dropped where that may be looked up; products of what is left stay far from the end of the range of float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,26 +24,73 @@ Mass = Tensor | float | None
 class Factor:
     """The probability of one side of a decision; both sides share ``decision``."""
 
-    __slots__ = ("decision", "dtype", "value")
+    __slots__ = ("_other", "_value", "decision", "dtype")
 
-    def __init__(self, value: Tensor, dtype: torch.dtype, decision: object = None) -> None:
-        self.value, self.dtype, self.decision = value, dtype, decision
+    def __init__(self, value: Tensor | None, dtype: torch.dtype, decision: object = None, other: Any = None) -> None:
+        self._value, self.dtype, self.decision, self._other = value, dtype, decision, other
+
+    @property
+    def first(self) -> bool:
+        """Whether it is the side of p, not that of 1 - p."""
+        return self._other is None
+
+    @property
+    def value(self) -> Tensor:
+        if self._value is None:  # where both sides meet again, nothing asks for it
+            with torch.enable_grad():  # weights are not the program's, which may stand in torch.no_grad()
+                self._value = 1 - self._other
+        return self._value
 
 
-Weight = tuple[Factor, ...]
+class Weight:
+    """The last decision of a world and the weight before it, None for the weight 1."""
+
+    __slots__ = ("_since", "depth", "factor", "parent")
+
+    def __init__(self, parent: Weight | None, factor: Factor) -> None:
+        self.parent, self.factor = parent, factor
+        self.depth: int = 1 if parent is None else parent.depth + 1
+        self._since: tuple[Weight | None, Tensor] | None = None  # the product behind an ancestor
+
+
+def factors(weight: Weight | None) -> list[Factor]:
+    found = []
+    while weight is not None:
+        found.append(weight.factor)
+        weight = weight.parent
+    return found[::-1]
+
+
+def grafted(weight: Weight | None, base: Weight | None, known: dict[int, Weight]) -> Weight | None:
+    """``weight`` behind ``base``; weights that share decisions share them there."""
+    chain = []
+    while weight is not None and id(weight) not in known:
+        chain.append(weight)
+        weight = weight.parent
+    if weight is not None:
+        base = known[id(weight)]
+    for node in reversed(chain):
+        base = known[id(node)] = Weight(base, node.factor)
+    return base
 
 
 def sides(p: Tensor, dtype: torch.dtype) -> tuple[Factor, Factor]:
     """The two factors p and 1 - p of a decision."""
     decision = object()
-    return Factor(p, dtype, decision), Factor(1 - p, dtype, decision)
+    return Factor(p, dtype, decision), Factor(None, dtype, decision, p)
 
 
-def twins(a: Weight, b: Weight) -> bool:
+def meeting(weight: Weight | None) -> tuple[int, int] | None:
+    """What a world shares with the other side of its last decision alone."""
+    if weight is None or weight.factor.decision is None:
+        return None
+    return id(weight.parent), id(weight.factor.decision)
+
+
+def twins(a: Weight | None, b: Weight | None) -> bool:
     """Whether a and b are the two sides of one decision."""
-    if not a or len(a) != len(b) or a[-1].decision is None or a[-1].decision is not b[-1].decision:
-        return False
-    return a[-1] is not b[-1] and a[:-1] == b[:-1]
+    found = meeting(a)
+    return found is not None and found == meeting(b) and a.factor is not b.factor  # type: ignore[union-attr]
 
 
 def times(a: Tensor | float, b: Tensor | float) -> Tensor | float:
@@ -52,10 +100,18 @@ def times(a: Tensor | float, b: Tensor | float) -> Tensor | float:
     return a * b
 
 
-def product(weight: Weight) -> Tensor | float:
-    total: Tensor | float = 1.0
-    for factor in weight:
-        total = factor.value if isinstance(total, float) else times(total, factor.value)
+def product(weight: Weight | None, ancestor: Weight | None = None) -> Tensor | float:
+    """The product of the factors behind an ancestor."""
+    chain = []
+    node = weight
+    while node is not ancestor and node is not None and (node._since is None or node._since[0] is not ancestor):
+        chain.append(node)
+        node = node.parent
+    total: Tensor | float = 1.0 if node is ancestor or node is None else node._since[1]  # type: ignore[index]
+    with torch.enable_grad():
+        for node in reversed(chain):
+            total = node.factor.value if isinstance(total, float) else times(total, node.factor.value)
+            node._since = ancestor, total  # type: ignore[assignment]
     return total
 
 
@@ -91,19 +147,21 @@ def outlook(mass: Mass, p: Tensor) -> tuple[bool | None, tuple[Mass, Mass]]:
     return (True if no < ROUNDING else False if yes < ROUNDING else None), masses
 
 
-def absent(weight: Weight, mass: Mass) -> Tensor | None:
+def absent(weight: Weight | None, mass: Mass) -> Tensor | None:
     """Which rows of a world have weight 0, None where there are none."""
-    if not weight or isinstance(mass, float):
+    if weight is None or isinstance(mass, float):
         return None
     dead = torch.as_tensor(product(weight) if mass is None else mass) == 0
     return None if concrete(dead) and not bool(dead.any()) else dead
 
 
-def common(weights: Sequence[Weight]) -> int:
-    """The number of leading factors that all share."""
-    shared, first = 0, weights[0]
-    for column in zip(*weights, strict=False):
-        if any(factor is not first[shared] for factor in column):
-            break
-        shared += 1
+def common(weights: Sequence[Weight | None]) -> Weight | None:
+    """What all share."""
+    shared = weights[0]
+    for weight in weights[1:]:
+        while shared is not weight:
+            if weight is None or (shared is not None and shared.depth > weight.depth):
+                shared = shared.parent  # type: ignore[union-attr]
+            else:
+                weight = weight.parent
     return shared
