@@ -14,7 +14,7 @@ never raises it: the optimizer is that step, repeated, the concentration step of
 
 Up to half of the targets of the diabetes data are corrupted: all upwards (one-sided), or replaced by wide noise as in
 the paper. All methods are linear and choose between 6 options on validation rows that are corrupted as well; the test
-rows are clean. (The options of ours were settled on seeds 10 to 13.)
+rows are clean. (The six options of ours, of Huber and of RANSAC were the best of several such sets on other seeds.)
 
 What comes out: against one-sided errors of 20 to 40 % soft trimming is far ahead of Huber, RANSAC, Theil-Sen and least
 squares. Under wide noise it is ahead of all but Huber, which is as good up to 40 %. Without errors it gives up 0.01 of
@@ -222,8 +222,8 @@ METHODS: dict[str, Callable[[Rows], Tensor]] = {
     "soft": partial(soft_trimmed, options=torch.cartesian_prod(KEPT, LAST)),
     "hard": partial(hard_trimmed, options=SHARE),
     "starts": partial(fast_lts, options=SHARE),
-    "huber": scikit(lambda e, a: HuberRegressor(epsilon=e, alpha=a, max_iter=1000), (1.0, 1.35, 2.0), (0.001, 10)),
-    "ransac": scikit(ransac, (0.75, 1.5, 2.5), (15, 40)),
+    "huber": scikit(lambda e, a: HuberRegressor(epsilon=e, alpha=a, max_iter=1000), (1.0, 1.2, 1.5), (1, 30)),
+    "ransac": scikit(ransac, (1.0, 1.5, 2.0), (40, 80)),
     "theil": scikit(theil_sen, (11, 13, 16, 20, 40, 80)),
     "squares": scikit(lambda alpha: Ridge(alpha=alpha), (0, 1, 10, 30, 100, 300)),
 }
@@ -345,7 +345,7 @@ def draw_annealing(axes: Axes, share: float = 0.3) -> None:
         xlabel="stages of annealing: eps falls", ylabel="weight", xticks=[0, 14], xticklabels=["large", f"{LAST[0]:g}"]
     )
     axes.set_title(f"Weights of the rows, {share:.0%} one-sided errors")
-    for handle in axes.legend(frameon=False, loc="center left").get_lines():
+    for handle in axes.legend(frameon=False, loc="upper left").get_lines():
         handle.set(alpha=1, lw=2)
     axes.spines[["top", "right"]].set_visible(False)
 
