@@ -235,18 +235,18 @@ def draw_sets(axes: Axes, results: Results) -> None:
 
 def draw_losses(axes: Axes) -> None:
     """The losses of two labels by the difference of their scores; that with the higher one should be second."""
-    gap = torch.linspace(-1.5, 4, 300)
+    gap = torch.linspace(-1.5, 3, 300)
     scores, ranks = 1.5 + torch.stack([-gap / 2, gap / 2], -1), torch.tensor([1.0, 2.0])
     axes.plot(gap, (scores - ranks).square().sum(-1), color=COLOURS["squares"], lw=2, label="scores, squared error")
     for smoothing, style in ((so.Quadratic(1.0), "-"), (so.Entropy(1.0), "--")):
         label = f"soft ranks, {type(smoothing).__name__}"
         axes.plot(gap, soft_squares(smoothing)(scores, ranks), style, color=COLOURS["soft"], lw=2, label=label)
     axes.axvline(0, color="black", lw=0.8)
-    axes.annotate("wrong order", (-0.1, 3.4), ha="right", fontsize=9)
-    axes.annotate("right order", (0.1, 3.4), fontsize=9)
-    axes.set(xlabel="score of the second label less that of the first", ylim=(-0.1, 3.7))
+    axes.annotate("wrong order", (-0.1, 3.75), ha="right", fontsize=9)
+    axes.annotate("right order", (0.1, 3.75), fontsize=9)
+    axes.set(xlabel="score of the second label less that of the first", ylim=(-0.1, 4))
     axes.set_title("What a pair costs")
-    axes.legend(frameon=False, loc="center right", fontsize=9)
+    axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.93), fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
 
 
