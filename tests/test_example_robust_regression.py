@@ -1,6 +1,7 @@
 """The pieces of examples/robust_regression.py, and what it claims on a few splits."""
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_every_step_lowers_the_objective_and_the_ends_are_least_squares_and_trim
     for _ in range(8):
         weights = example.concentrate(rows, weights, kept, column(1.0), 1)
         values.append(objective(weights))
-    assert all(after <= before + 1e-9 for before, after in zip(values, values[1:], strict=False))
+    assert all(after <= before + 1e-9 for before, after in pairwise(values))
     assert values[-1] < values[0]
     even = example.concentrate(rows, torch.ones(1, size, dtype=torch.float64), kept, column(1e9), 1)
     torch.testing.assert_close(even, torch.full_like(even, 0.7), atol=1e-4, rtol=0)
