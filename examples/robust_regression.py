@@ -266,16 +266,12 @@ def cells(seeds: Sequence[int]) -> list[Cell]:
 
 def experiment(seeds: Sequence[int], folds: int, processes: int) -> Results:
     tasks = [(*cell, fold) for cell in cells(seeds) for fold in range(folds)]
-    with tqdm(total=len(tasks), unit="split", desc="fitting") as progress:
-
-        def collect(found: Iterable[dict[str, float]]) -> list[dict[str, float]]:
-            return [scores for scores in found if progress.update() is not ...]
-
-        if processes == 1:
-            scores = collect(itertools.starmap(run, tasks))
-        else:
-            with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-                scores = collect(pool.map(run, *zip(*tasks, strict=True)))
+    progress = partial(tqdm, total=len(tasks), unit="split", desc="fitting")
+    if processes == 1:
+        scores = list(progress(itertools.starmap(run, tasks)))
+    else:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            scores = list(progress(pool.map(run, *zip(*tasks, strict=True))))
     results: Results = {}
     for begin, cell in enumerate(cells(seeds)):
         group = scores[begin * folds : (begin + 1) * folds]
