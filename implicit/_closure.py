@@ -38,6 +38,8 @@ WRITES = {"batch_norm", "instance_norm"}
 class Recorder(TorchFunctionMode):
     """Notes each tensor that comes from outside, with its version when it was first seen."""
 
+    replaces = True  # read where an autograd.Function would hide what it is given
+
     def __init__(self, given: Sequence[Tensor] = ()) -> None:
         super().__init__()
         self.inside: dict[int, Tensor] = {}
@@ -79,6 +81,8 @@ class Recorder(TorchFunctionMode):
 
 class Substitute(TorchFunctionMode):
     """Runs torch functions with other tensors in place of some."""
+
+    replaces = True  # read where an autograd.Function would hide what it is given
 
     def __init__(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
         super().__init__()

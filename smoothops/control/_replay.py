@@ -17,6 +17,8 @@ from ._trees import flatten, unflatten
 class Recorder(TorchFunctionMode):
     """Notes what a chain closes over: without a tape, only tensors from outside require a gradient."""
 
+    replaces = True  # read where an autograd.Function would hide what it is given
+
     def __init__(self) -> None:
         super().__init__()
         self.found: dict[int, Tensor] = {}
@@ -40,6 +42,8 @@ class Recorder(TorchFunctionMode):
 
 class Substitute(TorchFunctionMode):
     """Runs torch functions with other tensors in place of some."""
+
+    replaces = True  # read where an autograd.Function would hide what it is given
 
     def __init__(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
         super().__init__()

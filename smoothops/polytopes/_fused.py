@@ -82,9 +82,15 @@ class _Fused(torch.autograd.Function):
 
 def attach(x: Tensor, y: Tensor, state: tuple[Tensor, ...], job: Any, plain: Callable[[Tensor], Tensor]) -> Tensor:
     """``y`` with the gradient in x that the job knows, and the other derivatives of ``plain``."""
-    if torch._C._len_torch_function_stack():
-        x = x.view_as(x)  # a mode does not see the Function, but should see that x is used: see control._replay
+    if torch._C._len_torch_function_stack() and _recorded():
+        x = x.view_as(x)  # no mode sees the Function, but a recording one must see that x is used
     return _Fused.apply(x, y, state, job, plain)
+
+
+def _recorded() -> bool:
+    """Whether a mode puts other tensors in place of some, or notes which to replace later: see control._replay."""
+    number = torch._C._len_torch_function_stack()
+    return any(getattr(torch._C._get_function_stack_at(i), "replaces", False) for i in range(number))
 
 
 def run(x: Tensor, job: Callable[..., Job], parameters: tuple[Parameter, ...], plain: Callable[..., Tensor]) -> Tensor:
