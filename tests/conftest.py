@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # they are scripts, imported by their tests
 torch.set_num_threads(1)
 settings.register_profile(
     "smoothops",
@@ -36,8 +41,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _same_start() -> Iterator[None]:
+    """The same random numbers and number of threads for every test; examples set their own."""
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,25 +1,14 @@
 """The pieces of examples/label_ranking.py, and what it claims on the smaller sets."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 import label_ranking as example
 
 import smoothops as so
-
-
-@pytest.fixture(autouse=True)
-def _restore_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def toy(samples: int = 60, labels: int = 4) -> example.Data:

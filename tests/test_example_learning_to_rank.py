@@ -1,22 +1,11 @@
 """The pieces of examples/learning_to_rank.py: the queries, the grades, the losses, and that a short run improves."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 import learning_to_rank as example
-
-
-@pytest.fixture(autouse=True)
-def _restore_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,8 @@
 """The pieces of examples/mpc.py, and that what it claims holds."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 pytest.importorskip("matplotlib")
 import mpc
 

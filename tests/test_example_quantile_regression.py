@@ -1,12 +1,8 @@
 """The pieces of examples/quantile_regression.py: folds, closed forms, scores, and that a short run trains."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 import quantile_regression as example
@@ -14,13 +10,6 @@ import quantile_regression as example
 import smoothops as so
 
 LEVELS, MAIN = example.LEVELS, example.MAIN
-
-
-@pytest.fixture(autouse=True)
-def _restore_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,25 +1,15 @@
 """The pieces of examples/robust_regression.py, and what it claims on a few splits."""
 
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 import robust_regression as example
 
 import smoothops as so
-
-
-@pytest.fixture(autouse=True)
-def _restore_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def column(*values: float) -> torch.Tensor:

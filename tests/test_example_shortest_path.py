@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 pytest.importorskip("matplotlib")
 import shortest_path as example
 
 TRUTH = torch.tensor(list(example.KINDS.values()), dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def _restore_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_paths_are_the_best_of_all_monotone_ones_or_better(monkeypatch: pytest.MonkeyPatch) -> None:

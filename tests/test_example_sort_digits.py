@@ -1,27 +1,15 @@
 """The pieces of examples/sort_digits.py: what is drawn, what is measured, and that a short run learns and reports."""
 
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 import sort_digits
 
 import smoothops as so
-
-
-@pytest.fixture(autouse=True)
-def _restore_torch():
-    """The example sets the number of threads and the global seed."""
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_rng_state(state)
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 import bouncing_ball
 import policy_rules
 
 import smoothops as so
-
-
-@pytest.fixture(autouse=True)
-def _restore_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def throws(*rows: tuple[float, float]) -> bouncing_ball.Throw:

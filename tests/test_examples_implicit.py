@@ -1,25 +1,14 @@
 """The pieces of examples/hyperparameters.py and examples/equilibrium.py, and that short runs work."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 import equilibrium
 import hyperparameters
 
 import implicit
-
-
-@pytest.fixture(autouse=True)
-def _restore_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
