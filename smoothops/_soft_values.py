@@ -101,6 +101,22 @@ def any_of(args: Any, kinds: type | tuple[type, ...]) -> bool:
     return any(isinstance(a, kinds) or (type(a) in (list, tuple) and any_of(a, kinds)) for a in args)
 
 
+def ordered(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The same call with ``input`` and ``other`` by position, and torch's names in place of numpy's."""
+    if kwargs.get("out") is not None:
+        raise TypeError(f"{func.__name__}(out=...) has no soft form; assign what it returns")
+    kwargs = {_NUMPY_NAMES.get(name, name): value for name, value in kwargs.items() if name != "out"}
+    if func.__name__ == "where":  # it has names of its own
+        return args, kwargs
+    for place, name in enumerate(("input", "other")):
+        if len(args) == place and name in kwargs:
+            args = (*args, kwargs.pop(name))
+    return args, kwargs
+
+
+_NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
+
+
 # --- operations that only move entries about -------------------------------------------------------------------------
 
 STRUCTURAL = (
