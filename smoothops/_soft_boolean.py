@@ -180,7 +180,7 @@ def _store(func: Any, x: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
 def _like(func: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
     """Another mask, as of a bool tensor."""
     made = func(plain(p), *plain(args), **{name: plain(v) for name, v in kwargs.items()})
-    boolean = "full" not in func.__name__ or is_boolean((*args, *kwargs.values())[-1])
+    boolean = "full" not in func.__name__ or is_boolean(args[-1] if args else kwargs.get("fill_value"))
     return as_soft_boolean(made) if isinstance(p, SoftBoolean) and "dtype" not in kwargs and boolean else made
 
 
@@ -231,6 +231,20 @@ for _name, _operation in (("and", _and), ("or", _or), ("xor", _xor)):
     rule(f"__i{_name}__", f"logical_{_name}_", f"bitwise_{_name}_")(_in_place(_operation))
 
 
+def _of_two(operation: Rule) -> Rule:
+    def calculate(func: Any, p: Any, q: Any, **kwargs: Any) -> Any:
+        if kwargs or not (is_boolean(p) and is_boolean(q)):
+            return func(plain(p), plain(q), **kwargs)
+        return operation(func, p, q)
+
+    return calculate
+
+
+# of two bool tensors, torch's + is or and its * is and
+rule("add", "__add__", "__radd__")(_of_two(_or))
+rule("mul", "multiply", "__mul__", "__rmul__")(_of_two(_and))
+
+
 @rule("__invert__", "logical_not", "bitwise_not")
 def _not(func: Any, p: Any) -> Any:
     return as_soft_boolean(_logic.logical_not(plain(p)))
@@ -242,14 +256,14 @@ rule("logical_not_", "bitwise_not_")(_in_place(_not))
 @rule("all")
 def _all(func: Any, p: Any, dim: Any = None, keepdim: bool = False) -> Any:
     if dim in ((), []):  # torch reduces nothing then
-        return p.clone()
+        return as_soft_boolean(plain(p).clone())
     return as_soft_boolean(_logic.all(plain(p), dim, keepdim, logic=current_logic()))
 
 
 @rule("any")
 def _any(func: Any, p: Any, dim: Any = None, keepdim: bool = False) -> Any:
     if dim in ((), []):
-        return p.clone()
+        return as_soft_boolean(plain(p).clone())
     return as_soft_boolean(_logic.any(plain(p), dim, keepdim, logic=current_logic()))
 
 
@@ -314,57 +328,6 @@ COMPARISONS: dict[str, tuple[Callable[[Any, Any], Any], tuple[str, ...]]] = {
 }
 for _holds, _names in COMPARISONS.values():
     rule(*_names)(_compare(_holds))
-
-
-# --- choices ---------------------------------------------------------------------------------------------------------
-
-
-@rule("where")
-def _where(func: Any, *args: Any, **kwargs: Any) -> Any:
-    condition, x, y = where_arguments(func, *args, **kwargs)
-    if x is None:
-        return torch.where(hard_boolean(condition, "torch.where(condition), which lists positions,"))
-    booleans = is_boolean(x) and is_boolean(y)
-    c, x, y = plain(condition), plain(x), plain(y)
-    if not isinstance(condition, SoftBoolean):
-        if booleans:
-            like = next(v for v in (x, y) if isinstance(v, Tensor) and v.is_floating_point())
-            x, y = (tensor_like(v, like) for v in (x, y))
-        out = torch.where(c, x, y)
-    else:
-        if booleans:
-            x, y = (tensor_like(v, c) for v in (x, y))
-        out = soft_where(c, x, y)
-    return as_soft_boolean(out) if booleans else out
-
-
-def where_arguments(func: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
-    """(condition, x, y) of torch.where or x.where(condition, y); x and y are None where only the condition is given."""
-    names = ("self", "condition", "other") if func is Tensor.where else ("condition", "self", "other")
-    kwargs = {"self" if name == "input" else name: value for name, value in kwargs.items()}
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    return given["condition"], given.get("self"), given.get("other")
-
-
-@rule("masked_fill")
-def _masked_fill(func: Any, x: Any, mask: Any, value: Any) -> Any:
-    return _where(torch.where, mask, value, x)
-
-
-@rule("masked_fill_")
-def _masked_fill_(func: Any, x: Any, mask: Any, value: Any) -> Any:
-    if not x.is_floating_point():
-        mask = hard_boolean(mask, f"masked_fill_ on a tensor of {x.dtype}")
-        return x.masked_fill_(mask, value)
-    plain(x).copy_(plain(_where(torch.where, mask, value, x)))
-    return x
-
-
-@rule("nonzero", "argwhere", "masked_select", "masked_scatter", "masked_scatter_", "index_put", "index_put_")
-def _positions(func: Any, *args: Any, **kwargs: Any) -> Any:
-    hard = lambda v: hard_boolean(v, func.__name__) if isinstance(v, SoftBoolean) else v  # noqa: E731
-    deep = lambda v: type(v)(map(hard, v)) if type(v) in (list, tuple) else hard(v)  # noqa: E731
-    return func(*map(deep, args), **{k: deep(v) for k, v in kwargs.items()})
 
 
 # --- out of the type -------------------------------------------------------------------------------------------------

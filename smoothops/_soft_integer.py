@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from . import comparisons
-from ._soft_boolean import COMPARISONS, SoftBoolean, as_soft_boolean, where_arguments
+from ._soft_boolean import COMPARISONS, SoftBoolean, as_soft_boolean
 from ._soft_boolean import RULES as BOOLEAN_RULES
+from ._soft_choices import where_arguments
 from ._soft_values import PROPERTIES, STRUCTURAL, SoftValue, any_of, context, ordered, own_work, plain, spelled
 from .selection import where as soft_where
 

@@ -58,10 +58,11 @@ def _pick(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     named = {**dict(zip(names, args, strict=False)), **kwargs}
     given = [named[n] for n in names if n in named]
     index = given[at]
-    if not isinstance(index, SoftInteger) or isinstance(x, SoftInteger):
+    if not isinstance(index, SoftInteger) or isinstance(x, SoftInteger) or x.ndim == 0:
         return NotImplemented
     if name == "take_along_dim" and named.get("dim") is None:
-        return _pick(torch.take, x, index.reshape(-1))
+        flat = [v.reshape(-1, v.shape[-1]) for v in index.law]
+        return _pick(torch.take, x, as_soft_integer(plain(index).reshape(-1), lambda: (flat[0], flat[1])))
     dim = {"gather": 0, "index_select": 0, "take_along_dim": 1}.get(name)
     m = x.numel() if dim is None else x.shape[given[dim]]
     numbers = plain(x)
@@ -70,7 +71,8 @@ def _pick(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         return _read(Tensor.__getitem__, x, (*(slice(None),) * (given[0] % x.ndim), index))
     return _found(
         x, func(numbers, *replaced(plain(index))),
-        lambda s: func(numbers, *replaced(s)),
+        # torch.vmap knows no take
+        lambda s: numbers.reshape(-1)[s] if name == "take" else func(numbers, *replaced(s)),
         lambda: getattr(selection, name)(numbers, *replaced(over(index, m))),
         index.law,
     )  # fmt: skip
@@ -88,7 +90,7 @@ def _scatter(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     dim, index, src = (named.get(name) for name in ("dim", "index", "src"))
     src = named.get("value") if src is None else src
     exact = isinstance(x, SoftValue) or not x.is_floating_point() or "reduce" in named
-    if not isinstance(index, SoftInteger) or exact or not isinstance(dim, int) or src is None:
+    if not isinstance(index, SoftInteger) or exact or x.ndim == 0 or not isinstance(dim, int) or src is None:
         return NotImplemented
     written = selection.scatter(x, dim, over(index, x.shape[dim]), src)
     return x.copy_(written) if func.__name__.endswith("_") else written
