@@ -101,7 +101,15 @@ for _name in (
     replaces("ne", spellings=(_name,))(_as_boolean(_name))
 
 
-@replaces("ne", spellings=("to", "type"), when=lambda *given: any(v is torch.bool for v in given))
+def _asks_for_bool(*given: Any) -> bool:
+    return any(
+        v is torch.bool or v is torch.BoolTensor or (isinstance(v, str) and v == "torch.BoolTensor")
+        or (isinstance(v, Tensor) and v.dtype == torch.bool)
+        for v in given
+    )  # fmt: skip
+
+
+@replaces("ne", spellings=("to", "type", "type_as"), when=_asks_for_bool)
 def _to_bool(s: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     return _nonzero(s, input)
 

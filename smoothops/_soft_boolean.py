@@ -343,7 +343,7 @@ def _decide(func: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
 def _cast(func: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
     """Numbers of a floating dtype; an integer dtype would cut a probability to 0, so the dtype stays: its mean."""
     if not isinstance(p, SoftBoolean):  # x.type_as(p), x.to(p)
-        return func(plain(p), *plain(args), **kwargs)
+        return as_soft_boolean(func(_truth(p), *plain(args), **kwargs))
     # what torch would answer for a bool tensor that shares p's device
     like = func(torch.empty(0, dtype=torch.bool, device=p.device), *plain(args), **kwargs)
     if not isinstance(like, Tensor):

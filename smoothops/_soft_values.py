@@ -129,7 +129,8 @@ STRUCTURAL = (
 )  # fmt: skip
 JOINING = (
     "index_select", "gather", "take", "take_along_dim", "repeat_interleave", "cat", "concat", "concatenate",
-    "stack", "hstack", "vstack",
+    "stack", "hstack", "vstack", "dstack", "column_stack", "hsplit", "vsplit", "dsplit", "tril", "triu", "diag",
+    "diag_embed", "pad", "constant_pad_nd",
 )  # fmt: skip
 PROPERTIES = (Tensor.T.__get__, Tensor.mT.__get__, Tensor.H.__get__, Tensor.data.__get__)  # type: ignore[attr-defined]
 

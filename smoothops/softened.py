@@ -109,7 +109,8 @@ class softened(TorchFunctionMode, contextlib.ContextDecorator):
             return self._replace(found, func, args, kwargs)
         composite = COMPOSITES.get(func)
         written_out = None
-        if composite is not None and composite[0] not in self._kept:
+        given = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+        if composite is not None and composite[0] not in self._kept and any(v.is_floating_point() for v in given):
             written_out = composite[1]
         elif isinstance(func, FunctionType) and func.__module__ in _WRITTEN_IN_PYTHON:
             written_out = _body(func)  # None where another function asks in its name
@@ -182,6 +183,8 @@ def _applies(found: Replacement, func: Any, args: Any, kwargs: Any) -> bool:
         return False
     operands = [v for v in (*args[:3], *kwargs.values()) if isinstance(v, Tensor)]
     if any(v.is_complex() for v in operands) or not any(v.is_floating_point() for v in operands):
+        return False
+    if any(v.layout is not torch.strided or v.is_nested for v in operands):
         return False
     if found.order and (operands[0].ndim == 0 or operands[0].numel() == 0):
         return False

@@ -98,6 +98,19 @@ def spellings() -> list[str]:
             f"torch.zeros_like(x).scatter(dim=-1, index={i}, src=x)",
         ]
         out += [f"LABELS.index_select(0, {i}.flatten())", f"torch.bincount(input={i}.flatten())[:1]", f"{i} == None"]
+    out += [f"x.{n}" for n in ("to(x > 9)", "to(LABELS > 3)", "type_as(LABELS > 3)", "type('torch.BoolTensor')")]
+    for p in ("(x > 0)", "(x == x.clone())"):
+        out += [f"{p}.triu().any()", f"{p}.tril()", f"F.pad({p}, (1, 1)).all()", f"torch.column_stack([{p}, {p}])"]
+        out += [f"torch.hsplit({p}, 1)", f"torch.dstack([{p}, {p}])", f"{p}.diag()", f"~torch.diag_embed({p})"]
+    for n in ("F.hardtanh", "F.hardtanh_", "F.relu6", "torch._C._nn.hardtanh"):
+        out += [f"{n}(x.clone())", f"{n}((3 * x.clamp(-9, 9)).long())"]
+    out += ["F.hardtanh(x, 2.0, 1.0)", "F.hardtanh_(x.clone(), min_val=0.0)", "F.threshold(x.clone(), 0.1, 5, True)"]
+    out += [
+        "F.threshold(LABELS, 1, 7)",
+        "F.margin_ranking_loss(x, x[:1], torch.ones(3))",
+        "F.hardshrink(x, lambd=-0.5)",
+    ]
+    out += ["x.to_sparse().sign().to_dense() if x.numel() else 0"]
     return list(dict.fromkeys(out))
 
 
