@@ -36,6 +36,10 @@ def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace
     return _stored(torch.clamp(input, min_val, max_val), input, inplace)
 
 
+def hardtanh_(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    return hardtanh(input, min_val, max_val, True)
+
+
 def relu6(input: Tensor, inplace: bool = False) -> Tensor:
     return hardtanh(input, 0.0, 6.0, inplace)
 
@@ -73,7 +77,7 @@ COMPOSITES: dict[Any, tuple[str, Callable[..., Tensor]]] = {
     Tensor.hardshrink: ("hardshrink", hardshrink),
     F.hardtanh: ("hardtanh", hardtanh),
     torch._C._nn.hardtanh: ("hardtanh", hardtanh),
-    torch._C._nn.hardtanh_: ("hardtanh", lambda x, *a, **k: hardtanh(x, *a, inplace=True, **k)),
+    torch._C._nn.hardtanh_: ("hardtanh", hardtanh_),
     F.relu6: ("relu6", relu6),
     F.hinge_embedding_loss: ("hinge_embedding_loss", hinge_embedding_loss),
     F.margin_ranking_loss: ("margin_ranking_loss", margin_ranking_loss),
