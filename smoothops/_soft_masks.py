@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -32,12 +33,14 @@ def _attend(func: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Any
 
 def _attend_heads(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
     """Masks of multi_head_attention_forward, where True may not be looked at."""
-    masks = {name: kwargs.get(name) for name in ("key_padding_mask", "attn_mask")}
-    if any(isinstance(mask, SoftBoolean) for mask in masks.values()):
-        # both: torch wants them in one dtype
-        closed = {name: _bias(1 - plain(p).to(args[0].dtype)) for name, p in masks.items() if is_boolean(p)}
-        kwargs = {**kwargs, **closed}
-    return None, args, kwargs
+    if not any_of((*args, *kwargs.values()), SoftBoolean):
+        return None, args, kwargs
+    given = inspect.signature(func).bind(*args, **kwargs).arguments
+    for name in ("key_padding_mask", "attn_mask"):  # a hard one too: torch wants both in one dtype
+        mask = given.get(name)
+        if is_boolean(mask):
+            given[name] = _bias(1 - plain(mask).to(given["query"].dtype))
+    return None, (), given
 
 
 @rule("is_floating_point")

@@ -57,6 +57,8 @@ def own_work() -> bool:
     frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_globals.get("__name__") or ""
+        if frame.f_code.co_name == "_detect_is_causal_mask":  # a transformer asks itself about a hint
+            return True
         if name not in _SEEN_THROUGH:
             return any(name == n or name.startswith(n + ".") for n in _OWN_WORK)
         frame = frame.f_back  # type: ignore[assignment]

@@ -79,7 +79,7 @@ class softened(TorchFunctionMode, contextlib.ContextDecorator):
     def __exit__(self, *error: Any) -> None:
         left, _ = CONTEXTS.entered.pop()
         super().__exit__(*error)
-        if left is not self:
+        if left is not self and (not error or error[0] is None):  # an error that passes through is the better message
             raise RuntimeError(
                 "so.softened contexts were left in another order than they were entered, as when one is held across a "
                 "yield or await while another is entered: what ran between may have used the wrong one"

@@ -102,6 +102,15 @@ def test_an_encoder_with_hard_padding() -> None:
         torch.testing.assert_close(found[~padding], expected[~padding])
 
 
+def test_a_transformer_asks_itself_whether_a_bias_is_causal() -> None:
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), 1).double()
+    causal = nn.Transformer.generate_square_subsequent_mask(4).double()
+    for bias in (PAIRS, causal, causal + 0.1 * PAIRS):
+        expected = encoder(X, mask=bias)
+        with so.softened(EPS):
+            assert torch.equal(encoder(X, mask=bias), expected)
+
+
 # --- data and stores -------------------------------------------------------------------------------------------------
 
 
