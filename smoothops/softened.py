@@ -109,8 +109,7 @@ class softened(TorchFunctionMode, contextlib.ContextDecorator):
             return self._replace(found, func, args, kwargs)
         composite = COMPOSITES.get(func)
         written_out = None
-        given = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
-        if composite is not None and composite[0] not in self._kept and any(v.is_floating_point() for v in given):
+        if composite is not None and composite[0] not in self._kept and _holds_floats(args, kwargs):
             written_out = composite[1]
         elif isinstance(func, FunctionType) and func.__module__ in _WRITTEN_IN_PYTHON:
             written_out = _body(func)  # None where another function asks in its name
@@ -175,6 +174,10 @@ def _names(given: Iterable[str], argument: str, allowed: tuple[str, ...]) -> tup
         if name not in allowed:
             raise ValueError(f"{argument} takes names among {', '.join(allowed)}; got {name!r}")
     return given
+
+
+def _holds_floats(args: Any, kwargs: Any) -> bool:
+    return any(isinstance(v, Tensor) and v.is_floating_point() for v in (*args, *kwargs.values()))
 
 
 def _applies(found: Replacement, func: Any, args: Any, kwargs: Any) -> bool:
