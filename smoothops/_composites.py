@@ -31,7 +31,13 @@ def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
 
 
 def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
+    if min_val > max_val:
+        raise ValueError(f"min_val must be at most max_val, got {min_val} and {max_val}")
     return _stored(torch.clamp(input, min_val, max_val), input, inplace)
+
+
+def hardtanh_(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    return hardtanh(input, min_val, max_val, True)
 
 
 def relu6(input: Tensor, inplace: bool = False) -> Tensor:
@@ -52,6 +58,10 @@ def margin_ranking_loss(
     input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0, size_average: bool | None = None,
     reduce: bool | None = None, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
+    if not input1.ndim == input2.ndim == target.ndim:
+        raise RuntimeError(
+            f"input1, input2 and target must have as many dims, got {input1.ndim}, {input2.ndim} and {target.ndim}"
+        )
     return _reduced(torch.clamp(-target * (input1 - input2) + margin, min=0), size_average, reduce, reduction)
 
 
@@ -66,6 +76,8 @@ COMPOSITES: dict[Any, tuple[str, Callable[..., Tensor]]] = {
     torch.hardshrink: ("hardshrink", hardshrink),
     Tensor.hardshrink: ("hardshrink", hardshrink),
     F.hardtanh: ("hardtanh", hardtanh),
+    torch._C._nn.hardtanh: ("hardtanh", hardtanh),
+    torch._C._nn.hardtanh_: ("hardtanh", hardtanh_),
     F.relu6: ("relu6", relu6),
     F.hinge_embedding_loss: ("hinge_embedding_loss", hinge_embedding_loss),
     F.margin_ranking_loss: ("margin_ranking_loss", margin_ranking_loss),

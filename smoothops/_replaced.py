@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from . import comparisons, elementwise, operators, selection
 from ._soft_boolean import RULES as BOOLEAN_RULES
 from ._soft_boolean import as_soft_boolean
 from ._soft_integer import chosen
-from ._soft_values import spelled
+from ._soft_values import ordered, spelled
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def _as_boolean(name: str) -> Callable[..., Any]:
     (func, *_) = spelled(name)
 
     def soft(s: Any, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = ordered(func, args, kwargs)
         booleans = (_nonzero(s, v) if isinstance(v, Tensor) and v.is_floating_point() else v for v in args)
         return BOOLEAN_RULES[func](func, *booleans, **kwargs)
 
@@ -99,7 +101,15 @@ for _name in (
     replaces("ne", spellings=(_name,))(_as_boolean(_name))
 
 
-@replaces("ne", spellings=("to", "type"), when=lambda *given: any(v is torch.bool for v in given))
+def _asks_for_bool(*given: Any) -> bool:
+    return any(
+        v is torch.bool or v is torch.BoolTensor or (isinstance(v, str) and v == "torch.BoolTensor")
+        or (isinstance(v, Tensor) and v.dtype == torch.bool)
+        for v in given
+    )  # fmt: skip
+
+
+@replaces("ne", spellings=("to", "type", "type_as"), when=_asks_for_bool)
 def _to_bool(s: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     return _nonzero(s, input)
 
@@ -114,6 +124,7 @@ def _sign(s: Any, input: Tensor) -> Tensor:
 
 @replaces("heaviside")
 def _heaviside(s: Any, input: Tensor, values: Tensor) -> Tensor:
+    input, values = torch.broadcast_tensors(input, values)
     return elementwise.heaviside(input, values, smoothing=s.smoothing)
 
 
@@ -134,27 +145,56 @@ def _ceil(s: Any, input: Tensor) -> Tensor:
 
 @replaces("clamp", "clip")
 def _clamp(s: Any, input: Tensor, min: Any = None, max: Any = None) -> Tensor:
+    if min is not None and max is not None:  # where they cross, torch's answer is max
+        low, high = torch.as_tensor(min, device=input.device), torch.as_tensor(max, device=input.device)
+        if not isinstance(min, Tensor) and not isinstance(max, Tensor):
+            min = builtins.min(min, max)
+        else:
+            min = torch.minimum(low, high)
+    for bound in (min, max):
+        if isinstance(bound, Tensor):
+            dtype = torch.result_type(input, bound)
+            input = torch.broadcast_tensors(input, bound)[0].to(dtype)
     return elementwise.clamp(input, min, max, smoothing=s.smoothing)
 
 
 @replaces("clamp", spellings=("clamp_min",))
 def _clamp_min(s: Any, input: Tensor, min: Any) -> Tensor:
-    return elementwise.clamp(input, min, smoothing=s.smoothing)
+    return _clamp(s, input, min)
 
 
 @replaces("clamp", spellings=("clamp_max",))
 def _clamp_max(s: Any, input: Tensor, max: Any) -> Tensor:
-    return elementwise.clamp(input, None, max, smoothing=s.smoothing)
+    return _clamp(s, input, None, max)
 
 
-@replaces("maximum", "fmax")
+@replaces("maximum")
 def _maximum(s: Any, input: Tensor, other: Tensor) -> Tensor:
-    return elementwise.maximum(input, other, smoothing=s.smoothing)
+    dtype = torch.result_type(input, other)
+    return elementwise.maximum(input.to(dtype), other.to(dtype), smoothing=s.smoothing)
 
 
-@replaces("minimum", "fmin")
+@replaces("minimum")
 def _minimum(s: Any, input: Tensor, other: Tensor) -> Tensor:
-    return elementwise.minimum(input, other, smoothing=s.smoothing)
+    dtype = torch.result_type(input, other)
+    return elementwise.minimum(input.to(dtype), other.to(dtype), smoothing=s.smoothing)
+
+
+def _without_nan(extreme: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Where one of the two is NaN, the other."""
+
+    def soft(s: Any, input: Tensor, other: Tensor) -> Tensor:
+        dtype = torch.result_type(input, other)
+        x, y = torch.broadcast_tensors(input.to(dtype), other.to(dtype))
+        either = x.isnan() | y.isnan()
+        both = extreme(s, torch.where(either, 0, x), torch.where(either, 0, y))
+        return torch.where(x.isnan(), y, torch.where(y.isnan(), x, both))
+
+    return soft
+
+
+replaces("maximum", spellings=("fmax",))(_without_nan(_maximum))
+replaces("minimum", spellings=("fmin",))(_without_nan(_minimum))
 
 
 @replaces("abs", "absolute", "__abs__")
@@ -307,11 +347,13 @@ def _searchsorted(
     s: Any, sorted_sequence: Tensor, input: Any, *, out_int32: bool = False, right: bool = False,
     side: str | None = None, sorter: Tensor | None = None,
 ) -> Any:  # fmt: skip
-    right = right if side is None else side == "right"
     if sorter is not None:
         sorted_sequence = sorted_sequence.gather(-1, sorter)
-    x = torch.as_tensor(input, dtype=sorted_sequence.dtype)
-    hard = torch.searchsorted(sorted_sequence.detach(), x.detach(), out_int32=out_int32, right=right)
+    x = torch.as_tensor(input)
+    hard = torch.searchsorted(sorted_sequence.detach(), x.detach(), out_int32=out_int32, right=right, side=side)
+    right = right if side is None else side == "right"
+    dtype = torch.result_type(sorted_sequence, x)
+    sorted_sequence, x = sorted_sequence.to(dtype), x.to(dtype)
     weights = selection.searchsorted(sorted_sequence, x, right=right, smoothing=s.smoothing)
     return chosen(hard, lambda: weights)
 

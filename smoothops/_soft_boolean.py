@@ -14,9 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import comparisons
 from . import logic as _logic
 from ._axes import tensor_like
-from ._soft_values import JOINING, PROPERTIES, STRUCTURAL, SoftValue, any_of, context, own_work, plain, rewrap, spelled
+from ._soft_values import (
+    JOINING,
+    PROPERTIES,
+    STRUCTURAL,
+    SoftValue,
+    any_of,
+    context,
+    ordered,
+    own_work,
+    plain,
+    rewrap,
+    spelled,
+)  # fmt: skip
 from .selection import where as soft_where
 
 # --- the type --------------------------------------------------------------------------------------------------------
@@ -33,6 +46,7 @@ class SoftBoolean(SoftValue):
         if not own_work():
             rule = RULES.get(func)
             if rule is not None:
+                args, kwargs = ordered(func, args, kwargs)
                 return rule(func, *args, **kwargs)
             _refuse_in_place(func, args)
             args, kwargs = _hard_where_stored(func, args, kwargs)
@@ -52,6 +66,8 @@ def is_boolean(x: Any) -> bool:
 def hard_boolean(p: Any, doing: str) -> Tensor:
     """p as a bool tensor, if every entry is 0 or 1."""
     p = plain(p).detach()
+    if bool(p.isnan().any()):
+        raise ValueError(f"{doing} needs a yes or no, but this soft boolean holds NaN, as what was compared does")
     between = ~((p == 0) | (p == 1))
     if bool(between.any()):
         open_ = p[between]
@@ -125,12 +141,47 @@ def _write(func: Any, x: Tensor, index: Any, value: Any) -> None:
     """``x[p] = value`` with one value is x <- p value + (1 - p) x."""
     one = not isinstance(value, Tensor) or value.ndim == 0
     if isinstance(index, SoftBoolean) and one and (x.is_floating_point() or isinstance(x, SoftBoolean)):
-        mask = plain(index).reshape(*index.shape, *(1,) * (x.ndim - index.ndim))
+        mask = plain(index).reshape((*index.shape, *(1,) * (x.ndim - index.ndim)))
+        value = _truth(value) if isinstance(x, SoftBoolean) else value
         plain(x).copy_(soft_where(mask, plain(value), plain(x)))
         return
-    if isinstance(value, SoftBoolean) and not x.is_floating_point():
+    if isinstance(x, SoftBoolean):
+        value = _truth(value)
+    elif isinstance(value, SoftBoolean) and not x.is_floating_point():
         value = hard_boolean(value, "storing in a tensor of " + str(x.dtype))
     plain(x)[_hard_index(index)] = plain(value)
+
+
+def _truth(value: Any) -> Any:
+    """What is stored in a soft boolean: numbers are true where they are not 0, as in a bool tensor."""
+    if is_boolean(value):
+        return plain(value)
+    if not isinstance(value, Tensor):
+        return float(bool(value))
+    if not value.is_floating_point():
+        return value != 0
+    innermost = context()
+    if innermost is None:
+        raise ValueError(f"a soft boolean takes another boolean, got {value.dtype}; write (y != 0)")
+    return comparisons.ne(plain(value), 0, smoothing=innermost.smoothing)
+
+
+@rule("copy_", "fill_")
+def _store(func: Any, x: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+    if isinstance(x, SoftBoolean):
+        func(plain(x), _truth(value), *args, **kwargs)
+        return x
+    if not x.is_floating_point():
+        value = hard_boolean(value, f"{func.__name__} into {x.dtype}")
+    return func(x, plain(value), *args, **kwargs)
+
+
+@rule("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
+def _like(func: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
+    """Another mask, as of a bool tensor."""
+    made = func(plain(p), *plain(args), **{name: plain(v) for name, v in kwargs.items()})
+    boolean = "full" not in func.__name__ or is_boolean(args[-1] if args else kwargs.get("fill_value"))
+    return as_soft_boolean(made) if isinstance(p, SoftBoolean) and "dtype" not in kwargs and boolean else made
 
 
 # --- logic -----------------------------------------------------------------------------------------------------------
@@ -140,6 +191,8 @@ def _pair(func: Any, p: Any, q: Any) -> tuple[Tensor, Tensor]:
     like = next(v for v in (p, q) if isinstance(v, SoftBoolean))
     out = []
     for v in (p, q):
+        if isinstance(v, Tensor) and func.__name__.startswith("logical"):
+            v = as_soft_boolean(tensor_like(_truth(v), like))
         if not is_boolean(v):
             kind = v.dtype if isinstance(v, Tensor) else type(v).__name__
             # not a TypeError: Python would take it for NotImplemented and lose the message
@@ -178,6 +231,20 @@ for _name, _operation in (("and", _and), ("or", _or), ("xor", _xor)):
     rule(f"__i{_name}__", f"logical_{_name}_", f"bitwise_{_name}_")(_in_place(_operation))
 
 
+def _of_two(operation: Rule) -> Rule:
+    def calculate(func: Any, p: Any, q: Any, **kwargs: Any) -> Any:
+        if kwargs or not (is_boolean(p) and is_boolean(q)):
+            return func(plain(p), plain(q), **kwargs)
+        return operation(func, p, q)
+
+    return calculate
+
+
+# of two bool tensors, torch's + is or and its * is and
+rule("add", "__add__", "__radd__")(_of_two(_or))
+rule("mul", "multiply", "__mul__", "__rmul__")(_of_two(_and))
+
+
 @rule("__invert__", "logical_not", "bitwise_not")
 def _not(func: Any, p: Any) -> Any:
     return as_soft_boolean(_logic.logical_not(plain(p)))
@@ -188,11 +255,15 @@ rule("logical_not_", "bitwise_not_")(_in_place(_not))
 
 @rule("all")
 def _all(func: Any, p: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    if dim in ((), []):  # torch reduces nothing then
+        return as_soft_boolean(plain(p).clone())
     return as_soft_boolean(_logic.all(plain(p), dim, keepdim, logic=current_logic()))
 
 
 @rule("any")
 def _any(func: Any, p: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    if dim in ((), []):
+        return as_soft_boolean(plain(p).clone())
     return as_soft_boolean(_logic.any(plain(p), dim, keepdim, logic=current_logic()))
 
 
@@ -235,6 +306,8 @@ def _compare(holds: Callable[[Any, Any], Any]) -> Rule:
             both = _logic.logical_and(p, y, logic=current_logic())
             parts = [[1 - p - y + both, y - both], [p - both, both]]
             return as_soft_boolean(sum(parts[a][b] * float(table[a][b]) for a in (0, 1) for b in (0, 1)))
+        if not all(isinstance(v, (Tensor, int, float)) for v in (p, y)):  # `p == None`
+            return func(plain(p), plain(y))
         if isinstance(p, SoftBoolean):
             p, yes, no = plain(p), holds(1, y), holds(0, y)
         else:
@@ -257,57 +330,6 @@ for _holds, _names in COMPARISONS.values():
     rule(*_names)(_compare(_holds))
 
 
-# --- choices ---------------------------------------------------------------------------------------------------------
-
-
-@rule("where")
-def _where(func: Any, *args: Any, **kwargs: Any) -> Any:
-    condition, x, y = where_arguments(func, *args, **kwargs)
-    if x is None:
-        return torch.where(hard_boolean(condition, "torch.where(condition), which lists positions,"))
-    booleans = is_boolean(x) and is_boolean(y)
-    c, x, y = plain(condition), plain(x), plain(y)
-    if not isinstance(condition, SoftBoolean):
-        if booleans:
-            like = next(v for v in (x, y) if isinstance(v, Tensor) and v.is_floating_point())
-            x, y = (tensor_like(v, like) for v in (x, y))
-        out = torch.where(c, x, y)
-    else:
-        if booleans:
-            x, y = (tensor_like(v, c) for v in (x, y))
-        out = soft_where(c, x, y)
-    return as_soft_boolean(out) if booleans else out
-
-
-def where_arguments(func: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
-    """(condition, x, y) of torch.where or x.where(condition, y); x and y are None where only the condition is given."""
-    names = ("self", "condition", "other") if func is Tensor.where else ("condition", "self", "other")
-    kwargs = {"self" if name == "input" else name: value for name, value in kwargs.items()}
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    return given["condition"], given.get("self"), given.get("other")
-
-
-@rule("masked_fill")
-def _masked_fill(func: Any, x: Any, mask: Any, value: Any) -> Any:
-    return _where(torch.where, mask, value, x)
-
-
-@rule("masked_fill_")
-def _masked_fill_(func: Any, x: Any, mask: Any, value: Any) -> Any:
-    if not x.is_floating_point():
-        mask = hard_boolean(mask, f"masked_fill_ on a tensor of {x.dtype}")
-        return x.masked_fill_(mask, value)
-    plain(x).copy_(plain(_where(torch.where, mask, value, x)))
-    return x
-
-
-@rule("nonzero", "argwhere", "masked_select", "masked_scatter", "masked_scatter_", "index_put", "index_put_")
-def _positions(func: Any, *args: Any, **kwargs: Any) -> Any:
-    hard = lambda v: hard_boolean(v, func.__name__) if isinstance(v, SoftBoolean) else v  # noqa: E731
-    deep = lambda v: type(v)(map(hard, v)) if type(v) in (list, tuple) else hard(v)  # noqa: E731
-    return func(*map(deep, args), **{k: deep(v) for k, v in kwargs.items()})
-
-
 # --- out of the type -------------------------------------------------------------------------------------------------
 
 
@@ -321,7 +343,7 @@ def _decide(func: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
 def _cast(func: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
     """Numbers of a floating dtype; an integer dtype would cut a probability to 0, so the dtype stays: its mean."""
     if not isinstance(p, SoftBoolean):  # x.type_as(p), x.to(p)
-        return func(plain(p), *plain(args), **kwargs)
+        return as_soft_boolean(func(_truth(p), *plain(args), **kwargs))
     # what torch would answer for a bool tensor that shares p's device
     like = func(torch.empty(0, dtype=torch.bool, device=p.device), *plain(args), **kwargs)
     if not isinstance(like, Tensor):

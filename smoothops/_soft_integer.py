@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._soft_boolean import COMPARISONS, SoftBoolean, as_soft_boolean, where_arguments
+from . import comparisons
+from ._soft_boolean import COMPARISONS, SoftBoolean, as_soft_boolean
 from ._soft_boolean import RULES as BOOLEAN_RULES
-from ._soft_values import PROPERTIES, STRUCTURAL, SoftValue, any_of, own_work, plain, spelled
+from ._soft_choices import where_arguments
+from ._soft_values import PROPERTIES, STRUCTURAL, SoftValue, any_of, context, ordered, own_work, plain, spelled
 from .selection import where as soft_where
 
 Law = tuple[Tensor, Tensor]  # weights and support, both (..., n)
@@ -48,9 +50,11 @@ class SoftInteger(SoftValue):
         kwargs = kwargs or {}
         if not own_work():
             rule = RULES.get(func)
-            out = NotImplemented if rule is None else rule(func, *args, **kwargs)
-            if out is not NotImplemented:
-                return out
+            if rule is not None:
+                args, kwargs = ordered(func, args, kwargs)
+                out = rule(func, *args, **kwargs)
+                if out is not NotImplemented:
+                    return out
             _refuse_in_place(func, args)
             of_boolean = BOOLEAN_RULES.get(func)
             if of_boolean is not None and any_of((*args, *kwargs.values()), SoftBoolean):
@@ -153,7 +157,7 @@ def _structural(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     )
 
 
-_OUTSIDE_VMAP = set(spelled("cpu", "cuda", "pin_memory"))
+_OUTSIDE_VMAP = {*spelled("cpu", "cuda", "pin_memory"), Tensor.data.__get__}  # type: ignore[attr-defined]
 for _property in PROPERTIES:
     RULES[_property] = _structural
 
@@ -191,10 +195,20 @@ def _iterate(func: Any, x: Any) -> Any:
     return iter([x[i] for i in range(len(x))])
 
 
-def _compare(holds: Callable[[Any, Any], Any]) -> Rule:
+def _compare(name: str, hard: Callable[[Any, Any], Any]) -> Rule:
     """P(X op y): the weight of the support where it holds; two soft integers are taken for independent."""
 
+    def holds(a: Any, b: Any) -> Any:
+        """With floats it is itself a soft comparison, in a context that has not kept it."""
+        innermost = context()
+        floats = any(isinstance(v, Tensor) and v.is_floating_point() for v in (a, b))
+        if not floats or innermost is None or name in innermost._kept:
+            return hard(a, b)
+        return getattr(comparisons, name)(a, b, smoothing=innermost.smoothing)
+
     def compare(func: Any, x: Any, y: Any) -> Any:
+        if not all(isinstance(v, (Tensor, int, float)) for v in (x, y)):  # `i == None`
+            return NotImplemented
         if isinstance(x, SoftBoolean):
             p, yes, no = (plain(v) for v in (x, compare(func, 1, y), compare(func, 0, y)))
             return as_soft_boolean(p * yes + (1 - p) * no)
@@ -221,8 +235,8 @@ def _compare(holds: Callable[[Any, Any], Any]) -> Rule:
     return compare
 
 
-for _holds, _names in COMPARISONS.values():
-    rule(*_names)(_compare(_holds))
+for _main, (_holds, _names) in COMPARISONS.items():
+    rule(*_names)(_compare(_main, _holds))
 
 
 def _arithmetic(f: Callable[..., Any], linear: bool) -> Rule:

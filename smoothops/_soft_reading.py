@@ -47,38 +47,50 @@ def _found(
 def _aligned(weights: Tensor, values: Tensor, before: int) -> Tensor:
     """Weights (..., n) of positions as they lie in values: dims before, those of the position, dims after, n."""
     after = values.ndim - before - weights.ndim
-    return weights.reshape(*weights.shape[:-1], *(1,) * after, weights.shape[-1])
+    return weights.reshape((*weights.shape[:-1], *(1,) * after, weights.shape[-1]))
 
 
 @rule("gather", "take_along_dim", "take", "index_select")
 def _pick(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-    if kwargs or not args:
-        return NotImplemented
     name = func.__name__
-    given = list(args)
     at = {"gather": 1, "index_select": 1}.get(name, 0)
+    names = _ARGUMENTS[name]
+    named = {**dict(zip(names, args, strict=False)), **kwargs}
+    given = [named[n] for n in names if n in named]
     index = given[at]
-    if not isinstance(index, SoftInteger) or isinstance(x, SoftInteger):
+    if not isinstance(index, SoftInteger) or isinstance(x, SoftInteger) or x.ndim == 0:
         return NotImplemented
-    if name == "take_along_dim" and len(given) == 1:
-        return NotImplemented
+    if name == "take_along_dim" and named.get("dim") is None:
+        flat = [v.reshape(-1, v.shape[-1]) for v in index.law]
+        return _pick(torch.take, x, as_soft_integer(plain(index).reshape(-1), lambda: (flat[0], flat[1])))
     dim = {"gather": 0, "index_select": 0, "take_along_dim": 1}.get(name)
     m = x.numel() if dim is None else x.shape[given[dim]]
     numbers = plain(x)
     replaced = lambda v: [v if i == at else g for i, g in enumerate(given)]  # noqa: E731
     if not numbers.is_floating_point() and name == "index_select":
-        return NotImplemented
+        return _read(Tensor.__getitem__, x, (*(slice(None),) * (given[0] % x.ndim), index))
     return _found(
         x, func(numbers, *replaced(plain(index))),
-        lambda s: func(numbers, *replaced(s)),
+        # torch.vmap knows no take
+        lambda s: numbers.reshape(-1)[s] if name == "take" else func(numbers, *replaced(s)),
         lambda: getattr(selection, name)(numbers, *replaced(over(index, m))),
         index.law,
     )  # fmt: skip
 
 
+_ARGUMENTS = {
+    "gather": ("dim", "index"), "index_select": ("dim", "index"), "take": ("index",),
+    "take_along_dim": ("indices", "dim"),
+}  # fmt: skip
+
+
 @rule("scatter", "scatter_")
-def _scatter(func: Any, x: Any, dim: int, index: Any, src: Any) -> Any:
-    if not isinstance(index, SoftInteger) or isinstance(x, SoftValue) or not x.is_floating_point():
+def _scatter(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    named = {**dict(zip(("dim", "index", "src"), args, strict=False)), **kwargs}
+    dim, index, src = (named.get(name) for name in ("dim", "index", "src"))
+    src = named.get("value") if src is None else src
+    exact = isinstance(x, SoftValue) or not x.is_floating_point() or "reduce" in named
+    if not isinstance(index, SoftInteger) or exact or x.ndim == 0 or not isinstance(dim, int) or src is None:
         return NotImplemented
     written = selection.scatter(x, dim, over(index, x.shape[dim]), src)
     return x.copy_(written) if func.__name__.endswith("_") else written
@@ -93,7 +105,7 @@ def _embedding(func: Any, table: Tensor, index: Any, *args: Any, **kwargs: Any) 
 
 def _rows(x: Tensor, index: SoftInteger) -> Tensor:
     w = over(index, x.shape[0])
-    return selection.index_select(x, 0, w.reshape(-1, x.shape[0])).reshape(*index.shape, *x.shape[1:])
+    return selection.index_select(x, 0, w.reshape(-1, x.shape[0])).reshape((*index.shape, *x.shape[1:]))
 
 
 @rule("__getitem__")

