@@ -151,8 +151,12 @@ def _ramp_slope(x: Tensor, eps: Any, family: type[Regularizer]) -> Tensor:
 
 def _ramp(x: Tensor, eps: Any, family: type[Regularizer]) -> Tensor:
     """eps times the integral of F up to x/eps: max(x, 0) and a rest that is even in x: no digit of x is lost."""
-    negative = torch.where(x < 0, x, -x)
-    return torch.where(x < 0, 0, x) + eps * family.psi(_z(negative, eps, family), torch.ones_like(x))
+    return torch.where(x < 0, 0, x) + _rest(x, eps, family)
+
+
+def _rest(x: Tensor, eps: Any, family: type[Regularizer]) -> Tensor:
+    """What the ramp has beyond max(x, 0), even in x: added to the larger of two numbers it costs no digit."""
+    return eps * family.psi(_z(torch.where(x < 0, x, -x), eps, family), torch.ones_like(x))
 
 
 def _z(x: Tensor, eps: Any, family: type[Regularizer]) -> Tensor:
@@ -240,7 +244,7 @@ def maximum(x: Tensor, other: Tensor, *, smoothing: SmoothingLike = 0.1) -> Tens
     def soft(reg: Regularizer) -> Tensor:
         check_role(reg, "step", "maximum")
         gap = torch.where(a.finite & b.finite, a.x - b.x, 0)
-        y = b.x + _ramp(gap, a.eps(reg) * type(reg).pair_scale, type(reg).on_box())
+        y = torch.where(gap < 0, b.x, a.x) + _rest(gap, a.eps(reg) * type(reg).pair_scale, type(reg).on_box())
         return torch.where(a.finite & b.finite, y, hard)
 
     def sampled(p: Perturbed) -> Tensor:
@@ -283,9 +287,10 @@ def clamp(
     def soft(reg: Regularizer) -> Tensor:
         check_role(reg, "step", "clamp")
         eps, family, v = entries.eps(reg) * type(reg).pair_scale, type(reg).on_box(), entries.x
-        rise = v if low is None else low + _ramp(v - low, eps, family)
-        y = rise if high is None else rise - _ramp(v - high, eps, family)
-        return entries.finish(y, lambda given: hard)
+        y, rest = (v, 0.0) if low is None else (torch.where(v < low, low, v), _rest(v - low, eps, family))
+        if high is not None:
+            y, rest = torch.where(y < high, y, high), rest - _rest(v - high, eps, family)
+        return entries.finish(y + rest, lambda given: hard)
 
     def sampled(p: Perturbed) -> Tensor:
         return entries.finish(entries.mean(p, lambda v: torch.clamp(v, low, high)), lambda given: hard)

@@ -113,3 +113,12 @@ def test_bad_arguments() -> None:
         so.relu(x, smoothing=torch.ones(2))
     with pytest.raises(TypeError, match="complex"):
         so.abs(torch.zeros(2, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("far", [1e12, 1e30, torch.finfo(torch.float64).max, torch.inf])
+def test_far_bounds_cost_no_digit(far: float) -> None:
+    x = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64, requires_grad=True)
+    low = torch.full_like(x, -far).requires_grad_()
+    for y in (so.clamp(x, -far, far), so.clamp(x, low), so.maximum(x, low), so.maximum(low, x), so.minimum(x, -low)):
+        assert torch.equal(y, x)
+        assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.ones_like(x))
