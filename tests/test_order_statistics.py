@@ -35,6 +35,15 @@ def test_hard_median_and_kthvalue_are_torchs(dim: int, keepdim: bool) -> None:
     assert torch.equal(so.median(x, smoothing=0), torch.median(x))
 
 
+@pytest.mark.parametrize("dim", [0, 1, None])
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_no_level_has_no_answer(dim: int | None, keepdim: bool) -> None:
+    x, none = torch.randn(3, 5), torch.tensor([])
+    for smoothing in (None, 0.1, so.Hard()):
+        got = so.quantile(x, none, dim, keepdim, smoothing=smoothing)
+        assert got.shape == torch.quantile(x, none, dim, keepdim).shape
+
+
 def test_tuple_of_dims() -> None:
     x = normal(2, 3, 4)
     flat = x.permute(1, 0, 2).flatten(1)

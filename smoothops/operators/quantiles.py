@@ -176,4 +176,7 @@ def quantile(
     bound = as_smoothing(smoothing, Quadratic, Mixing(3.0))
     value = bound.solve(Problem(hard, of(problem.soft), of(problem.relaxed), of(problem.sampled)))
     answers = [rows.reduced(value[..., i : i + 1], keepdim) for i in range(value.shape[-1])]
+    if not answers:  # no level: as torch, an answer for none of them
+        one = rows.reduced(rows.x.new_zeros(*rows.x.shape[:-1], 1), keepdim)
+        return one.new_empty(0, *one.shape)
     return torch.stack(answers) if levels.ndim else answers[0]
