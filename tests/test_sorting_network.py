@@ -250,8 +250,14 @@ def test_function_transforms(kind: type[Network], what: str) -> None:
     torch.testing.assert_close(hessian, torch.autograd.functional.hessian(total, x), rtol=1e-10, atol=1e-12)
 
 
-@kinds
-@both
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        pytest.param(kind, what, marks=pytest.mark.full if (kind is Bitonic) == (what == "values") else ())
+        for kind in KINDS
+        for what in ("values", "matrix")
+    ],
+)
 def test_compiled(kind: type[Network], what: str, fresh_compiler) -> None:
     m = torch.tensor([[5], [3], [1]])
     x = torch.where(torch.arange(5) < m, normal(3, 5, seed=12), 0)
