@@ -209,10 +209,17 @@ def sum_error(case: Case) -> float:
     return 1e-7 if case.family == "tsallis3" else 1e-13
 
 
-def cases(law: str, needs: Callable[[Operator], object] = lambda o: True, *, all_core: bool = False) -> list[Any]:
-    """The cases that ``law`` applies to; those outside the default selection are marked ``full``."""
+def cases(
+    law: str, needs: Callable[[Operator], object] = lambda o: True, *, all_core: bool = False, one_each: bool = False
+) -> list[Any]:
+    """The cases that ``law`` applies to; those outside the default selection are marked ``full``.
+
+    ``one_each``, for laws that take long: by default one smoothing an operator.
+    """
     chosen = [c for c in CASES if needs(c.operator) and c.excused(law) is None]
-    marks = [() if c.core or all_core else pytest.mark.full for c in chosen]
+    first = {c.operator.name: c for c in reversed(chosen) if c.core}
+    default = [(c.core or all_core) and (not one_each or first[c.operator.name] is c) for c in chosen]
+    marks = [() if d else pytest.mark.full for d in default]
     return [pytest.param(c, id=c.name, marks=m) for c, m in zip(chosen, marks, strict=True)]
 
 

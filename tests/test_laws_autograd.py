@@ -28,7 +28,7 @@ def test_gradcheck(case: Case) -> None:
     assert gradcheck(case, (x,), rtol=1e-6, atol=1e-7, check_forward_ad=True, check_batched_grad=True)
 
 
-@pytest.mark.parametrize("case", cases("gradcheck"))
+@pytest.mark.parametrize("case", cases("gradcheck", one_each=True))
 def test_gradgradcheck(case: Case) -> None:
     x = normal(1, 5, seed=1).requires_grad_()
 

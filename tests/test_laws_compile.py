@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from oracles import loss, normal, spread, value_and_gradient
@@ -30,19 +28,7 @@ def same(f, x: Tensor, backend: str = "aot_eager") -> None:
         torch.testing.assert_close(got, want, **EXACT)
 
 
-def first_of_each(params: list[Any]) -> list[Any]:
-    """Compiling takes most of the time of a test: by default one smoothing an operator, the others with --full."""
-    seen: set[str] = set()
-    chosen = []
-    for p in params:
-        name = p.values[0].operator.name
-        chosen.append(pytest.param(*p.values, id=p.id, marks=pytest.mark.full if name in seen else p.marks))
-        if not p.marks:
-            seen.add(name)
-    return chosen
-
-
-@pytest.mark.parametrize("case", first_of_each(cases("compile")))
+@pytest.mark.parametrize("case", cases("compile", one_each=True))
 def test_compiled_is_eager(case: Case) -> None:
     same(case, normal(3, 6, seed=1))
 

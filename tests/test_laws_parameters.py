@@ -27,7 +27,7 @@ def check(f: Callable[..., Tensor], *arguments: Tensor, second: bool = True) -> 
         assert gradgradcheck(weighted, given, rtol=1e-5, atol=1e-6, check_fwd_over_rev=True)
 
 
-@pytest.mark.parametrize("case", cases("strength"))
+@pytest.mark.parametrize("case", cases("strength", one_each=True))
 def test_eps(case: Case) -> None:
     x, eps = normal(5, seed=1), torch.tensor(case.operator.eps, dtype=torch.float64)
     check(lambda x, eps: case(x, eps), x, eps, second=case.operator.base)

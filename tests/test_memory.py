@@ -81,6 +81,7 @@ def test_peak_memory(name: str) -> None:
     assert min(differentiate(operator, N) for _ in range(3)) <= bound
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", OPERATORS)
 def test_peak_memory_in_plain_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many copies in float64, of which the steps of a search are some, but nothing n times as large as x."""

@@ -87,6 +87,7 @@ def test_data_loader_workers_after_fork() -> None:
         assert torch.equal(torch.cat(list(loader)), expected)
 
 
+@pytest.mark.full  # compiles every kernel anew, in another process
 def test_without_a_writable_cache(tmp_path: Path) -> None:
     """Neither beside the sources nor in the user's cache folder can anything be written, not even by root."""
     package = tmp_path / "smoothops"
